@@ -1,0 +1,39 @@
+//! Host randomness for the guest's kernel.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// The most the host may send at once, in bytes; the kernel's pool holds no more (random(4)).
+const LARGEST_SEED: usize = 512;
+
+/// `_IOW('R', 0x03, int[2])` (linux/random.h).
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+
+/// `struct rand_pool_info` (linux/random.h) with room for [`LARGEST_SEED`].
+#[repr(C)]
+struct RandPoolInfo {
+    entropy_bits: libc::c_int,
+    size: libc::c_int,
+    bytes: [u8; LARGEST_SEED],
+}
+
+/// Credits `seed` to the kernel's random number generator; bytes beyond 512 are not used.
+///
+/// # Errors
+/// When `/dev/random` refuses it.
+pub(crate) fn add(seed: &[u8]) -> io::Result<()> {
+    let used = seed.len().min(LARGEST_SEED);
+    let mut info = RandPoolInfo {
+        entropy_bits: 8 * used as i32,
+        size: used as i32,
+        bytes: [0; LARGEST_SEED],
+    };
+    info.bytes[..used].copy_from_slice(&seed[..used]);
+    let random = File::options().write(true).open("/dev/random")?;
+    // SAFETY: RNDADDENTROPY reads a rand_pool_info of `size` bytes behind its header, all of it within `info`.
+    match unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

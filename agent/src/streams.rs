@@ -1,0 +1,102 @@
+//! Standard streams that the host has opened and no container has claimed yet.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::stream::{self, StreamError, StreamId};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+
+/// How long a fresh connection may take to name its stream.
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The most streams that may wait for their container.
+const MOST_UNCLAIMED: usize = 1024;
+
+/// Why a container cannot have a stream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    /// The id is not one.
+    #[error("reading the {descriptor} stream's id")]
+    Id {
+        /// Which standard stream.
+        descriptor: &'static str,
+        /// The cause.
+        #[source]
+        source: StreamError,
+    },
+    /// The host has not opened it, or another container has it.
+    #[error("no stream {id} waits to be claimed as {descriptor}")]
+    Unknown {
+        /// Which standard stream.
+        descriptor: &'static str,
+        /// The id.
+        id: StreamId,
+    },
+}
+
+/// The streams that wait, by id.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Streams(Arc<Mutex<HashMap<StreamId, VsockStream>>>);
+
+impl Streams {
+    /// Takes the stream of that id; `None` for the empty id, which stands for `/dev/null`.
+    ///
+    /// # Errors
+    /// When the id is malformed or no such stream waits.
+    pub(crate) async fn claim(
+        &self,
+        descriptor: &'static str,
+        id: &str,
+    ) -> Result<Option<VsockStream>, ClaimError> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        let id = StreamId::new(id).map_err(|source| ClaimError::Id { descriptor, source })?;
+        match self.0.lock().await.remove(&id) {
+            Some(stream) => Ok(Some(stream)),
+            None => Err(ClaimError::Unknown { descriptor, id }),
+        }
+    }
+
+    /// Binds the port of the streams.
+    ///
+    /// # Errors
+    /// When there is no vsock device.
+    pub(crate) fn listen() -> io::Result<VsockListener> {
+        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, protocol::ports::STREAM))
+    }
+
+    /// Accepts streams for as long as the guest lives.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub(crate) async fn accept(self, listener: VsockListener) -> io::Result<std::convert::Infallible> {
+        loop {
+            let (connection, _) = listener.accept().await?;
+            let streams = self.clone();
+            tokio::spawn(async move {
+                match timeout(HEADER_DEADLINE, streams.receive(connection)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => eprintln!("bulkhead-agent: a stream was not taken: {error}"),
+                    Err(_) => eprintln!("bulkhead-agent: a connection did not name its stream in time"),
+                }
+            });
+        }
+    }
+
+    async fn receive(&self, mut connection: VsockStream) -> Result<(), StreamError> {
+        let id = stream::accept(&mut connection).await?;
+        // Held over the answer: the host may ask for a container of this stream as soon as it has read it.
+        let mut waiting = self.0.lock().await;
+        let free = waiting.len() < MOST_UNCLAIMED && !waiting.contains_key(&id);
+        stream::answer(&mut connection, free).await?;
+        if free {
+            waiting.insert(id, connection);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! `ResizePty`: the terminal's size.
+
+use protocol::task::{ResizePtyRequest, ResizePtyResponse};
+use rustix::termios::{Winsize, tcsetwinsize};
+use ttrpc::{Code, Result};
+
+use super::{TaskService, failed, refuse};
+
+pub(super) fn resize_pty(service: &TaskService, request: &ResizePtyRequest) -> Result<ResizePtyResponse> {
+    let (Ok(ws_col), Ok(ws_row)) = (u16::try_from(request.width), u16::try_from(request.height)) else {
+        let message = format!("{} by {} is no size of a terminal", request.width, request.height);
+        return Err(refuse(Code::INVALID_ARGUMENT, message));
+    };
+    service.with_container(&request.id, |kept| {
+        let Some(terminal) = &kept.terminal else {
+            return Err(refuse(
+                Code::FAILED_PRECONDITION,
+                format!("container {} has no terminal", request.id),
+            ));
+        };
+        let size = Winsize {
+            ws_col,
+            ws_row,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(terminal, size).map_err(|error| failed("resizing the terminal", error))?;
+        Ok(ResizePtyResponse::default())
+    })
+}

@@ -1,0 +1,35 @@
+//! `bulkhead-bench`: what a start costs, ours beside others' in one run, as medians and ratios. Machines are shared
+//! and noisy; absolute times are for orientation, ratios and instruction counts for decisions.
+
+mod boot;
+mod rounds;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Measures the binaries of `make build`.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Folder of the binaries
+    #[arg(long, default_value = "out/bin")]
+    bin: PathBuf,
+    /// Folder of the guest's kernel and initramfs
+    #[arg(long, default_value = "out/share/bulkhead")]
+    share: PathBuf,
+    /// Rounds of each measurement that takes milliseconds
+    #[arg(long, default_value_t = 40)]
+    rounds: usize,
+    /// Rounds of each measurement that boots a machine
+    #[arg(long, default_value_t = 5)]
+    boots: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut cli = Cli::parse();
+    cli.bin = std::path::absolute(&cli.bin)?;
+    cli.share = std::path::absolute(&cli.share)?;
+    boot::measure(&cli.bin, &cli.share, cli.boots)?;
+    run::measure(&cli.bin, cli.rounds, cli.boots)
+}

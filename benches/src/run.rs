@@ -1,0 +1,147 @@
+//! `bulkhead run IMAGE true` behind each wall, and what crun and runc take for the same root file system.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use comfy_table::{Table, presets};
+
+use crate::rounds::{median, milliseconds};
+
+/// One way to run `true`.
+struct Contender {
+    name: &'static str,
+    rounds: usize,
+    command: Box<dyn Fn() -> Command>,
+    times: Vec<Duration>,
+}
+
+/// Runs every contender in turn, so that each meets the same noise, and prints the medians.
+pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let image = directory.path().join("image");
+    let busybox = image_builder::busybox::image(Path::new(image_builder::busybox::BUSYBOX), &[])?;
+    image_builder::Layout::new()
+        .add(&busybox, "latest")
+        .write_folder(&image)?;
+    let ours = |isolation: &'static str| -> Box<dyn Fn() -> Command> {
+        let (binary, roots, image) = (bin.join("bulkhead"), directory.path().to_owned(), image.clone());
+        Box::new(move || {
+            let mut command = Command::new(&binary);
+            command
+                .arg("--root")
+                .arg(roots.join("root"))
+                .arg("--run-root")
+                .arg(roots.join("run"));
+            command.args(["run", "--rm", "--isolation", isolation]);
+            command.arg(format!("oci:{}", image.display())).arg("true");
+            command
+        })
+    };
+    let mut contenders = vec![
+        Contender {
+            name: "bulkhead run, shared-kernel",
+            rounds,
+            command: ours("shared-kernel"),
+            times: Vec::new(),
+        },
+        Contender {
+            name: "bulkhead run, microvm, cold",
+            rounds: boots,
+            command: ours("microvm"),
+            times: Vec::new(),
+        },
+    ];
+    let bundle = directory.path().join("bundle");
+    for runtime in ["crun", "runc"] {
+        if Command::new(runtime)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status()
+            .is_err()
+        {
+            println!("{runtime} is not installed and is left out");
+            continue;
+        }
+        make_bundle(&bundle, runtime)?;
+        let bundle = bundle.clone();
+        let command = Box::new(move || {
+            let mut command = Command::new(runtime);
+            command
+                .arg("run")
+                .arg("--bundle")
+                .arg(&bundle)
+                .arg(format!("bench-{}", std::process::id()));
+            command
+        });
+        contenders.push(Contender {
+            name: runtime,
+            rounds,
+            command,
+            times: Vec::new(),
+        });
+    }
+    // The first run unpacks the image.
+    once(&contenders[0].command)?;
+    for round in 0..rounds.max(boots) {
+        for contender in contenders.iter_mut().filter(|contender| round < contender.rounds) {
+            let time = once(&contender.command).with_context(|| contender.name.to_owned())?;
+            contender.times.push(time);
+        }
+    }
+    let base = median(&contenders[0].times).as_secs_f64();
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "run `true`",
+        "median",
+        "rounds",
+        "times ours on the host's kernel",
+    ]);
+    for contender in &contenders {
+        let time = median(&contender.times);
+        let ratio = format!("{:.2}", time.as_secs_f64() / base);
+        table.add_row([
+            contender.name,
+            &milliseconds(time),
+            &contender.times.len().to_string(),
+            &ratio,
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn once(command: &dyn Fn() -> Command) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let status = command().stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    let time = begun.elapsed();
+    ensure!(status.success(), "`true` ended with {status}");
+    Ok(time)
+}
+
+/// A bundle as `spec` of the runtime makes it, without a terminal, running `true` in busybox.
+fn make_bundle(bundle: &Path, runtime: &str) -> anyhow::Result<()> {
+    let bin = bundle.join("rootfs/bin");
+    fs::create_dir_all(&bin)?;
+    if bundle.join("config.json").exists() {
+        return Ok(());
+    }
+    fs::copy("/bin/busybox", bin.join("busybox")).context("copying Debian's busybox")?;
+    std::os::unix::fs::symlink("busybox", bin.join("true"))?;
+    let made = Command::new(runtime).arg("spec").current_dir(bundle).status()?;
+    ensure!(made.success(), "`{runtime} spec` ended with {made}");
+    let path = bundle.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+    if let Some(process) = config
+        .get_mut("process")
+        .and_then(serde_json::Value::as_object_mut)
+    {
+        process.insert("terminal".into(), false.into());
+        process.insert("args".into(), serde_json::json!(["true"]));
+    }
+    fs::write(&path, serde_json::to_vec(&config)?)?;
+    Ok(())
+}

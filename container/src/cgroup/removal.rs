@@ -1,0 +1,67 @@
+//! Removing a container's cgroups: exactly what was made.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs;
+use rustix::io::Errno;
+
+use super::{Cgroup, CgroupError, OWN_PARENT, processes};
+
+/// A cgroup can stay busy for a moment after its last process died.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Cgroup {
+    /// Removes the cgroups, what the container made below them, and the parents that were made for them and are
+    /// empty. Done twice, the second time does nothing.
+    pub(crate) fn remove(&self) -> Result<(), CgroupError> {
+        // Usually nobody is left; killing is only for when somebody is.
+        let vacant = |member: &super::Member| matches!(fs::rmdir(&member.path), Ok(()) | Err(Errno::NOENT));
+        if !self.members.first().is_some_and(vacant) {
+            self.kill()?;
+        }
+        for member in &self.members {
+            remove_with_children(&member.path)?;
+        }
+        for parent in &self.made_parents {
+            remove_if_empty(parent)?;
+        }
+        // Our own parent is shared: whoever made it, the last container out removes it.
+        for member in &self.members {
+            match member.path.parent() {
+                Some(parent) if parent.file_name().is_some_and(|name| name == OWN_PARENT) => {
+                    remove_if_empty(parent)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_with_children(folder: &Path) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        match fs::rmdir(folder) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::BUSY) if Instant::now() < deadline => {}
+            Err(errno) => return Err(CgroupError::io("remove the cgroup", folder, errno)),
+        }
+        let children = processes::children(folder)?;
+        if children.is_empty() {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        for child in children {
+            remove_with_children(&child)?;
+        }
+    }
+}
+
+fn remove_if_empty(folder: &Path) -> Result<(), CgroupError> {
+    match fs::rmdir(folder) {
+        Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY) => Ok(()),
+        Err(errno) => Err(CgroupError::io("remove the cgroup", folder, errno)),
+    }
+}

@@ -1,0 +1,57 @@
+//! The OCI console socket: a client listens, and gets the caller's end of a terminal.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, IoSlice};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, sendmsg, socket_with,
+};
+
+/// Sends `terminal` to whoever listens at `path`.
+pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> io::Result<()> {
+    let socket = connect_to(path)?;
+    let descriptors = [terminal];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    // Receivers take the text for the terminal's name.
+    sendmsg(
+        &socket,
+        &[IoSlice::new(b"/dev/ptmx")],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}
+
+fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    match SocketAddrUnix::new(path) {
+        Ok(address) => connect(&socket, &address)?,
+        // A socket address holds 107 bytes of path; a descriptor of the folder makes any path short.
+        Err(Errno::NAMETOOLONG) => {
+            let (folder, name) = (
+                path.parent().unwrap_or(path),
+                path.file_name().ok_or(Errno::INVAL)?,
+            );
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+            let short = Path::new("/proc/self/fd")
+                .join(folder.as_fd().as_raw_fd().to_string())
+                .join(name);
+            connect(&socket, &SocketAddrUnix::new(&short)?)?;
+        }
+        Err(errno) => return Err(errno),
+    }
+    Ok(socket)
+}

@@ -1,0 +1,312 @@
+//! `create`: everything up to the moment before the program runs.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+use super::console::send_terminal;
+use super::pid_namespace::PidNamespaceOfChildren;
+use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
+use crate::cgroup::{Cgroup, Hierarchies};
+use crate::init::channel::{CallerChannel, Report, channel};
+use crate::init::{Init, JoinedNamespaces};
+use crate::kernel::clone3::{Forked, clone3};
+use crate::kernel::pidfd::send_signal;
+use crate::plan::{Namespace, NamespacePlan, Plan, id_map};
+use crate::rootfs::Sources;
+use crate::state::{ProcessIdentity, Record, StateDirectory};
+
+/// Creates a container: when this returns, its process stands in its namespaces and waits for
+/// [`start`](Container::start).
+pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
+    let plan = Plan::new(options.bundle, options.id)?;
+    check_streams(&plan, &options)?;
+    check_threads()?;
+    let sources = Sources::open(&plan)
+        .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::init::messages(&error))))?;
+    let joined =
+        JoinedNamespaces::open(&plan.namespaces).map_err(|(path, errno)| CreateError::Namespace {
+            path,
+            source: errno.into(),
+        })?;
+    let hierarchies = Hierarchies::mounted()?;
+
+    let directory = StateDirectory::create(options.state_root, options.id)?;
+    let lock = directory.lock()?;
+    let cgroup = match Cgroup::locate(&hierarchies, &plan.cgroup.path) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            directory.remove()?;
+            return Err(error.into());
+        }
+    };
+    let spec = options.bundle.spec();
+    let record = Record {
+        bundle: options.bundle.directory().to_owned(),
+        oci_version: spec.version().clone(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup: Some(cgroup.clone()),
+        init: None,
+    };
+    let mut creation = Creation {
+        has_cgroup: false,
+        options,
+        plan: &plan,
+        directory: &directory,
+        cgroup: &cgroup,
+        child: None,
+    };
+    let made = creation.make(record, &hierarchies, sources, joined);
+    let made = made.map_err(|error| creation.undo(error));
+    let id = creation.options.id.clone();
+    drop(lock);
+    let (record, terminal, warnings) = made?;
+    Ok(Container {
+        id,
+        directory,
+        record,
+        terminal,
+        warnings,
+    })
+}
+
+/// A creation under way, and what has to be undone if it fails.
+struct Creation<'a> {
+    options: CreateOptions<'a>,
+    plan: &'a Plan,
+    directory: &'a StateDirectory,
+    cgroup: &'a Cgroup,
+    has_cgroup: bool,
+    child: Option<OwnedFd>,
+}
+
+type Made = (Record, Option<OwnedFd>, Vec<String>);
+
+impl Creation<'_> {
+    fn make(
+        &mut self,
+        mut record: Record,
+        hierarchies: &Hierarchies,
+        sources: Sources,
+        joined: JoinedNamespaces,
+    ) -> Result<Made, CreateError> {
+        // What will exist is written down before it does.
+        self.directory.write(&record)?;
+        self.cgroup.make(hierarchies)?;
+        self.has_cgroup = true;
+        self.cgroup.limit(&self.plan.cgroup)?;
+        let (pid, channel) = self.fork(sources, joined)?;
+        if self.plan.namespaces.creates(Namespace::User) {
+            map_users(pid, &self.plan.namespaces)?;
+            channel
+                .tell_mapped()
+                .map_err(CreateError::step("tell the container's process about its maps"))?;
+        }
+        let (terminal, warnings) = self.wait_until_ready(&channel)?;
+        record.init =
+            Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
+        let terminal = self.deliver(terminal)?;
+        if let Some(path) = self.options.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        self.directory.write(&record)?;
+        Ok((record, terminal, warnings))
+    }
+
+    /// Makes the container's process.
+    fn fork(
+        &mut self,
+        sources: Sources,
+        joined: JoinedNamespaces,
+    ) -> Result<(i32, CallerChannel), CreateError> {
+        let unified = self.cgroup.open_unified()?;
+        let cgroup_entrances = self.cgroup.open_entrances()?;
+        let start = self.directory.listen_for_start()?;
+        let (caller_channel, init_channel) =
+            channel().map_err(CreateError::step("make a socket to the container's process"))?;
+        let pid_namespace = joined
+            .pid()
+            .map(|namespace| PidNamespaceOfChildren::set(namespace.as_fd()))
+            .transpose()?;
+        let stdio = match std::mem::replace(&mut self.options.stdio, Stdio::Inherit) {
+            Stdio::Files {
+                stdin,
+                stdout,
+                stderr,
+            } => Some([stdin, stdout, stderr]),
+            Stdio::Inherit | Stdio::Terminal => None,
+        };
+        let init = Init {
+            plan: self.plan,
+            cgroup: self.cgroup,
+            sources,
+            cgroup_entrances,
+            joined,
+            stdio,
+            channel: init_channel,
+            start,
+            not_ours: [
+                self.directory.as_fd().as_raw_fd(),
+                caller_channel.as_fd().as_raw_fd(),
+            ],
+        };
+        let flags = self.plan.namespaces.clone_flags();
+        // SAFETY: this process has one thread, as was checked, and the child only ever runs `Init::run`, which does
+        // not come back.
+        let forked = unsafe { clone3(flags, unified.as_ref().map(AsFd::as_fd)) }
+            .map_err(CreateError::step("make the container's process and namespaces"))?;
+        match forked {
+            Forked::Child => init.run(),
+            Forked::Parent { pid, pidfd } => {
+                self.child = Some(pidfd);
+                if let Some(namespace) = pid_namespace {
+                    namespace.restore()?;
+                }
+                Ok((pid, caller_channel))
+            }
+        }
+    }
+
+    fn wait_until_ready(
+        &self,
+        channel: &CallerChannel,
+    ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
+        let report = channel
+            .receive()
+            .map_err(CreateError::step("hear from the container's process"))?;
+        match report {
+            Some((Report::Ready { warnings }, terminal)) => Ok((terminal, warnings)),
+            Some((Report::Failed { failure, messages }, _)) => {
+                Err(CreateError::Init(InitFailure::new(failure, messages)))
+            }
+            None => Err(CreateError::InitDied { how: self.reap() }),
+        }
+    }
+
+    /// Sends the terminal to the console socket, or keeps it for the caller.
+    fn deliver(&self, terminal: Option<OwnedFd>) -> Result<Option<OwnedFd>, CreateError> {
+        let (Some(path), Some(terminal)) = (self.options.console_socket, &terminal) else {
+            return Ok(terminal);
+        };
+        send_terminal(path, terminal.as_fd()).map_err(|source| CreateError::ConsoleSocket {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(None)
+    }
+
+    /// Waits for the process, which has ended or is about to, and says how it ended.
+    fn reap(&self) -> String {
+        let Some(child) = &self.child else {
+            return "was never made".to_owned();
+        };
+        let status = loop {
+            match waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED) {
+                Err(Errno::INTR) => {}
+                result => break result.ok().flatten(),
+            }
+        };
+        describe(status)
+    }
+
+    /// Removes whatever was made, after `error`.
+    fn undo(&mut self, error: CreateError) -> CreateError {
+        if let Some(child) = &self.child {
+            // It may be gone already; a process that cannot be killed shows when its cgroup is removed.
+            let _ = send_signal(child.as_fd(), libc::SIGKILL);
+            self.reap();
+        }
+        let cgroup_removed = if self.has_cgroup {
+            self.cgroup.remove()
+        } else {
+            Ok(())
+        };
+        let removed = cgroup_removed
+            .map_err(|error| error.to_string())
+            .and_then(|()| self.directory.remove().map_err(|error| error.to_string()));
+        match removed {
+            Ok(()) => error,
+            Err(left) => CreateError::NotUndone {
+                left,
+                source: Box::new(error),
+            },
+        }
+    }
+}
+
+fn describe(status: Option<WaitIdStatus>) -> String {
+    match status {
+        Some(status) => match (status.terminating_signal(), status.exit_status()) {
+            (Some(signal), _) => format!("was killed by signal {signal}"),
+            (None, Some(code)) => format!("ended with code {code}"),
+            (None, None) => "ended".to_owned(),
+        },
+        // Somebody else waited for it first.
+        None => "ended".to_owned(),
+    }
+}
+
+fn check_streams(plan: &Plan, options: &CreateOptions<'_>) -> Result<(), CreateError> {
+    let contradiction = match (
+        plan.process.terminal.is_some(),
+        &options.stdio,
+        options.console_socket,
+    ) {
+        (true, Stdio::Files { .. }, _) => {
+            "process.terminal is true, so the program cannot have files for its streams"
+        }
+        (true, Stdio::Inherit, None) => {
+            "process.terminal is true: name a console socket that takes the terminal"
+        }
+        (false, Stdio::Terminal, _) => "a terminal was asked for, but process.terminal is false",
+        (false, _, Some(_)) => "there is a console socket, but process.terminal is false",
+        _ => return Ok(()),
+    };
+    Err(CreateError::Terminal(contradiction))
+}
+
+/// The link count of a process's task folder tells its threads without listing them.
+fn check_threads() -> Result<(), CreateError> {
+    let stat = rustix::fs::stat("/proc/self/task").map_err(CreateError::step("look at /proc/self/task"))?;
+    let threads = (stat.st_nlink as u64).saturating_sub(2);
+    if threads == 1 {
+        Ok(())
+    } else {
+        Err(CreateError::ManyThreads { threads })
+    }
+}
+
+/// Writes the user namespace's maps, which the process inside waits for.
+fn map_users(pid: i32, namespaces: &NamespacePlan) -> Result<(), CreateError> {
+    for (file, mappings) in [
+        ("uid_map", &namespaces.uid_mappings),
+        ("gid_map", &namespaces.gid_mappings),
+    ] {
+        std::fs::write(format!("/proc/{pid}/{file}"), id_map(mappings)).map_err(|source| {
+            CreateError::Step {
+                doing: "write the user namespace's maps",
+                source,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes the file whole or not at all: its reader may be waiting for it to appear.
+fn write_pid_file(path: &Path, pid: i32) -> Result<(), CreateError> {
+    let failed = |source| CreateError::PidFile {
+        path: path.to_owned(),
+        source,
+    };
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    std::fs::write(&next, pid.to_string()).map_err(failed)?;
+    std::fs::rename(&next, path).map_err(failed)
+}

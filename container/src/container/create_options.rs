@@ -1,0 +1,69 @@
+//! What `create` is told.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::bundle::Bundle;
+use crate::id::ContainerId;
+
+/// The program's standard streams.
+#[derive(Debug)]
+pub enum Stdio {
+    /// The caller's own.
+    Inherit,
+    /// These.
+    Files {
+        /// What the program reads.
+        stdin: OwnedFd,
+        /// Where its output goes.
+        stdout: OwnedFd,
+        /// Where its messages go.
+        stderr: OwnedFd,
+    },
+    /// A new terminal, for a configuration with `process.terminal`; its other end is kept for
+    /// [`take_terminal`](crate::Container::take_terminal).
+    Terminal,
+}
+
+/// What to create, and how it is connected.
+#[derive(Debug)]
+pub struct CreateOptions<'a> {
+    pub(super) state_root: &'a Path,
+    pub(super) id: &'a ContainerId,
+    pub(super) bundle: &'a Bundle,
+    pub(super) stdio: Stdio,
+    pub(super) pid_file: Option<&'a Path>,
+    pub(super) console_socket: Option<&'a Path>,
+}
+
+impl<'a> CreateOptions<'a> {
+    /// The container `id` of `bundle`, with its state below `state_root` and the caller's standard streams.
+    pub fn new(state_root: &'a Path, id: &'a ContainerId, bundle: &'a Bundle) -> CreateOptions<'a> {
+        CreateOptions {
+            state_root,
+            id,
+            bundle,
+            stdio: Stdio::Inherit,
+            pid_file: None,
+            console_socket: None,
+        }
+    }
+
+    /// Connects the program to these streams.
+    pub fn stdio(mut self, stdio: Stdio) -> CreateOptions<'a> {
+        self.stdio = stdio;
+        self
+    }
+
+    /// Writes the pid of the container's process to this file once it is created.
+    pub fn pid_file(mut self, path: Option<&'a Path>) -> CreateOptions<'a> {
+        self.pid_file = path;
+        self
+    }
+
+    /// Sends the caller's end of the terminal to whoever listens at this socket.
+    pub fn console_socket(mut self, path: Option<&'a Path>) -> CreateOptions<'a> {
+        self.console_socket = path;
+        self
+    }
+}

@@ -1,0 +1,101 @@
+//! `delete`: nothing is left.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::Container;
+use crate::cgroup::CgroupError;
+use crate::kernel::pidfd::send_signal;
+use crate::state::{StateError, Status};
+
+/// How long a killed process may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a container could not be deleted. It can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Its program still runs, or waits to.
+    #[error("container `{id}` is {status}: stop it first, or delete it by force")]
+    NotStopped {
+        /// The container.
+        id: String,
+        /// What it is.
+        status: Status,
+    },
+    /// Its process did not die.
+    #[error("cannot end the process of container `{id}`")]
+    Kill {
+        /// The container.
+        id: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Its cgroups could not be removed.
+    #[error("cannot remove the container's cgroups")]
+    Cgroup(#[from] CgroupError),
+    /// Its state could not be read or removed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Container {
+    /// Removes the container: its remaining processes, its cgroups and its state. With `force` one that is created or
+    /// running is killed first. Done again, or after another's attempt that was cut short, it finishes what is left.
+    pub fn delete(&mut self, force: bool) -> Result<(), DeleteError> {
+        // Whoever held the lock has finished or died: what is still being created now will never be.
+        let _lock = self.directory.lock()?;
+        let record = self.directory.read()?;
+        self.record = record.unwrap_or_else(|| self.record.clone());
+        match self.status()? {
+            Status::Stopped | Status::Creating => {}
+            status if !force => {
+                return Err(DeleteError::NotStopped {
+                    id: self.id.to_string(),
+                    status,
+                });
+            }
+            _ => self.kill_and_wait()?,
+        }
+        if let Some(cgroup) = &self.record.cgroup {
+            cgroup.remove()?;
+        }
+        Ok(self.directory.remove()?)
+    }
+
+    fn kill_and_wait(&self) -> Result<(), DeleteError> {
+        let failed = |source: io::Error| DeleteError::Kill {
+            id: self.id.to_string(),
+            source,
+        };
+        let Some(pidfd) = self.pidfd().map_err(failed)? else {
+            return Ok(());
+        };
+        match send_signal(pidfd.as_fd(), libc::SIGKILL) {
+            Ok(()) => {}
+            Err(Errno::SRCH) => return Ok(()),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        wait_for_end(&pidfd).map_err(|errno| failed(errno.into()))
+    }
+}
+
+/// A pidfd becomes readable when its process ends, whoever its parent is.
+fn wait_for_end(pidfd: &OwnedFd) -> Result<(), Errno> {
+    let patience = Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    loop {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)) {
+            Ok(0) => return Err(Errno::TIMEDOUT),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

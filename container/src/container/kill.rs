@@ -1,0 +1,60 @@
+//! `kill`: a signal to the container's first process. It takes no lock, so nothing that hangs can hold it up.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
+use super::Container;
+use crate::kernel::pidfd::send_signal;
+use crate::signal::Signal;
+use crate::state::Status;
+
+/// Why a signal could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    /// There is nobody to send it to.
+    #[error("container `{id}` is not running")]
+    NotRunning {
+        /// The container.
+        id: String,
+    },
+    /// The kernel refused.
+    #[error("cannot send {signal} to container `{id}`")]
+    Send {
+        /// The signal.
+        signal: Signal,
+        /// The container.
+        id: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Container {
+    /// Sends `signal` to the container's first process. What it does there is the program's choice, save for KILL and
+    /// STOP.
+    pub fn kill(&self, signal: Signal) -> Result<(), KillError> {
+        let not_running = || KillError::NotRunning {
+            id: self.id.to_string(),
+        };
+        let failed = |source| KillError::Send {
+            signal,
+            id: self.id.to_string(),
+            source,
+        };
+        let pidfd = self.pidfd().map_err(failed)?.ok_or_else(not_running)?;
+        // A process that ended takes signals until it is waited for, and does nothing with them.
+        match self.status() {
+            Ok(Status::Stopped) => return Err(not_running()),
+            Ok(_) => {}
+            Err(error) => return Err(failed(io::Error::other(error))),
+        }
+        match send_signal(pidfd.as_fd(), signal.number()) {
+            Ok(()) => Ok(()),
+            Err(Errno::SRCH) => Err(not_running()),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+}

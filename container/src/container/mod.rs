@@ -1,0 +1,88 @@
+//! A container as its users hold it, and one file for each thing done to it.
+
+mod console;
+mod create;
+mod create_error;
+mod create_options;
+mod delete;
+mod init_failure;
+mod kill;
+mod pid_namespace;
+mod processes;
+mod start;
+mod state;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+pub use create::create;
+pub use create_error::CreateError;
+pub use create_options::{CreateOptions, Stdio};
+pub use delete::DeleteError;
+pub use init_failure::InitFailure;
+pub use kill::KillError;
+pub use processes::ProcessError;
+pub use start::StartError;
+
+use crate::id::ContainerId;
+use crate::state::{Record, StateDirectory, StateError};
+
+/// A container that exists. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Container {
+    id: ContainerId,
+    directory: StateDirectory,
+    record: Record,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+impl Container {
+    /// Takes up the container `id` of the folder `state_root`. One whose creation was cut short can be loaded too, so
+    /// that it can be deleted.
+    pub fn load(state_root: &Path, id: &ContainerId) -> Result<Container, StateError> {
+        let directory = StateDirectory::open(state_root, id)?;
+        let record = directory.read()?.unwrap_or_default();
+        Ok(Container {
+            id: id.clone(),
+            directory,
+            record,
+            terminal: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// The folder of its configuration.
+    pub fn bundle(&self) -> &Path {
+        &self.record.bundle
+    }
+
+    /// Its first process, by the caller's numbers, running or not; none if creation was cut short.
+    pub fn pid(&self) -> Option<i32> {
+        self.record.init.map(|init| init.pid)
+    }
+
+    /// The caller's end of its terminal, once, if it was created with [`Stdio::Terminal`].
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// What `create` could not give and the specification allows to be missing, such as capabilities the caller lacks.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// A descriptor of its first process, to poll for its end; none when it ended and was waited for.
+    pub fn pidfd(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.record.init {
+            Some(init) => Ok(init.open()?),
+            None => Ok(None),
+        }
+    }
+}

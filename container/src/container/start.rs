@@ -1,0 +1,86 @@
+//! `start`: the program runs.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::{Container, InitFailure};
+use crate::init::CommandFailure;
+use crate::init::channel::Report;
+use crate::state::{StateError, Status};
+
+/// Why a container could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Only a created container can be started.
+    #[error("container `{id}` is {status} and not created, so it cannot be started")]
+    NotCreated {
+        /// The container.
+        id: String,
+        /// What it is instead.
+        status: Status,
+    },
+    /// The kernel refused to execute the program. The container is stopped.
+    #[error("cannot start the container's program")]
+    Program(#[source] InitFailure),
+    /// The container's process could not be spoken to.
+    #[error("cannot reach the process of container `{id}`")]
+    Unreachable {
+        /// The container.
+        id: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The state could not be read or changed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl StartError {
+    /// Whether the program is what is wrong, and how: 127 or 126 to a shell.
+    pub fn command_failure(&self) -> Option<CommandFailure> {
+        match self {
+            StartError::Program(failure) => failure.command_failure(),
+            _ => None,
+        }
+    }
+}
+
+impl Container {
+    /// Lets the container's process become its program. Returns when the kernel has executed it, or refused to.
+    pub fn start(&self) -> Result<(), StartError> {
+        let _lock = self.directory.lock()?;
+        let Some(socket) = self.directory.connect_to_start()? else {
+            // Also where a starter died right after its work: what it did not remove would tell of a container that
+            // still waits.
+            self.directory.forget_start()?;
+            return Err(StartError::NotCreated {
+                id: self.id.to_string(),
+                status: self.status()?,
+            });
+        };
+        let unreachable = |errno: Errno| StartError::Unreachable {
+            id: self.id.to_string(),
+            source: errno.into(),
+        };
+        send(&socket, &[1], SendFlags::NOSIGNAL).map_err(unreachable)?;
+        let mut packet = vec![0; 32 << 10];
+        let length = loop {
+            match recv(&socket, &mut packet, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                result => break result.map_err(unreachable)?.0,
+            }
+        };
+        self.directory.forget_start()?;
+        match Report::decode(packet.get(..length).unwrap_or_default()) {
+            // The socket was closed by the execution, and nothing was said before.
+            None => Ok(()),
+            Some(Report::Failed { failure, messages }) => {
+                Err(StartError::Program(InitFailure::new(failure, messages)))
+            }
+            Some(Report::Ready { .. }) => Err(unreachable(Errno::BADMSG)),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `state`: where the container is in its life.
+
+use super::Container;
+use crate::state::{OciState, StateError, Status};
+
+impl Container {
+    /// Where the container is in its life, right now.
+    pub fn status(&self) -> Result<Status, StateError> {
+        let Some(init) = &self.record.init else {
+            return Ok(Status::Creating);
+        };
+        let alive = init.is_alive().map_err(|errno| StateError::Io {
+            doing: "look at the process of",
+            path: self.directory.path().to_owned(),
+            source: errno.into(),
+        })?;
+        Ok(match alive {
+            false => Status::Stopped,
+            true if self.directory.waits_for_start() => Status::Created,
+            true => Status::Running,
+        })
+    }
+
+    /// The state as the runtime specification defines it.
+    pub fn state(&self) -> Result<OciState, StateError> {
+        let status = self.status()?;
+        Ok(OciState {
+            oci_version: self.record.oci_version.clone(),
+            id: self.id.to_string(),
+            status,
+            pid: self.pid().filter(|_| status != Status::Stopped),
+            bundle: self.record.bundle.clone(),
+            annotations: self.record.annotations.clone(),
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! The socket between a caller and the process it made: one packet each way at most, and its end when either dies.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use super::CommandFailure;
+
+/// Enough for any chain of messages with paths in them; what is longer is cut.
+const PACKET_LIMIT: usize = 32 << 10;
+
+/// How the set-up went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// The process waits to be started.
+    Ready { warnings: Vec<String> },
+    /// It could not be set up, and ends.
+    Failed {
+        failure: Option<CommandFailure>,
+        messages: Vec<String>,
+    },
+}
+
+/// The container's end.
+pub(crate) struct InitChannel(OwnedFd);
+
+/// The caller's end.
+pub(crate) struct CallerChannel(OwnedFd);
+
+pub(crate) fn channel() -> Result<(CallerChannel, InitChannel), Errno> {
+    let (caller, init) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok((CallerChannel(caller), InitChannel(init)))
+}
+
+impl InitChannel {
+    /// Waits for the caller to write the user namespace's maps.
+    pub(super) fn wait_until_mapped(&self) -> Result<(), Errno> {
+        let mut byte = [0];
+        match rustix::net::recv(&self.0, &mut byte, RecvFlags::empty())? {
+            (1, _) => Ok(()),
+            // The caller died.
+            _ => Err(Errno::PIPE),
+        }
+    }
+
+    /// Tells the caller, and hands it the terminal if there is one. False when there is no caller any more.
+    pub(super) fn report(&self, report: &Report, terminal: Option<&OwnedFd>) -> bool {
+        let mut packet = report.encode();
+        packet.truncate(PACKET_LIMIT);
+        let terminal = terminal.map(|terminal| [terminal.as_fd()]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if let Some(terminal) = &terminal {
+            ancillary.push(SendAncillaryMessage::ScmRights(terminal));
+        }
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&packet)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .is_ok()
+    }
+}
+
+impl AsFd for InitChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for CallerChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl CallerChannel {
+    /// Lets the container's process go on after its user namespace was mapped.
+    pub(crate) fn tell_mapped(&self) -> Result<(), Errno> {
+        rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
+    }
+
+    /// Waits for the report; none when the process died without one.
+    pub(crate) fn receive(&self) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
+        let mut packet = vec![0; PACKET_LIMIT];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            match recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut packet)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
+                Err(Errno::INTR) => {}
+                result => break result?,
+            }
+        };
+        if received.bytes == 0 && !received.flags.contains(ReturnFlags::CTRUNC) {
+            return Ok(None);
+        }
+        let mut terminal = None;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+                terminal = descriptors.next();
+            }
+        }
+        let report = Report::decode(packet.get(..received.bytes).unwrap_or_default()).ok_or(Errno::BADMSG)?;
+        Ok(Some((report, terminal)))
+    }
+}
+
+// The first byte says what it is, and texts follow, each after a NUL.
+const READY: u8 = b'r';
+const FAILED: u8 = b'f';
+const NOT_FOUND: u8 = b'n';
+const NOT_EXECUTABLE: u8 = b'x';
+
+impl Report {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (tag, texts) = match self {
+            Report::Ready { warnings } => (READY, warnings),
+            Report::Failed {
+                failure: None,
+                messages,
+            } => (FAILED, messages),
+            Report::Failed {
+                failure: Some(CommandFailure::NotFound),
+                messages,
+            } => (NOT_FOUND, messages),
+            Report::Failed {
+                failure: Some(CommandFailure::NotExecutable),
+                messages,
+            } => (NOT_EXECUTABLE, messages),
+        };
+        let mut packet = vec![tag];
+        for text in texts {
+            packet.push(0);
+            packet.extend(text.bytes().filter(|&byte| byte != 0));
+        }
+        packet
+    }
+
+    pub(crate) fn decode(packet: &[u8]) -> Option<Report> {
+        let (tag, rest) = packet.split_first()?;
+        let texts = || {
+            rest.split(|&byte| byte == 0)
+                .skip(1)
+                .map(|text| String::from_utf8_lossy(text).into_owned())
+                .collect()
+        };
+        Some(match *tag {
+            READY => Report::Ready { warnings: texts() },
+            FAILED => Report::Failed {
+                failure: None,
+                messages: texts(),
+            },
+            NOT_FOUND => Report::Failed {
+                failure: Some(CommandFailure::NotFound),
+                messages: texts(),
+            },
+            NOT_EXECUTABLE => Report::Failed {
+                failure: Some(CommandFailure::NotExecutable),
+                messages: texts(),
+            },
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_arrive_as_they_were_sent() {
+        for report in [
+            Report::Ready { warnings: Vec::new() },
+            Report::Ready {
+                warnings: vec!["one".into(), "two".into()],
+            },
+            Report::Failed {
+                failure: None,
+                messages: vec!["cannot x".into(), "no such file".into()],
+            },
+            Report::Failed {
+                failure: Some(CommandFailure::NotFound),
+                messages: vec!["`y`".into()],
+            },
+        ] {
+            let (caller, init) = channel().unwrap();
+            assert!(init.report(&report, None));
+            assert_eq!(caller.receive().unwrap().unwrap().0, report);
+        }
+    }
+
+    #[test]
+    fn a_terminal_travels_with_the_report() {
+        let (caller, init) = channel().unwrap();
+        let (_, sent) = rustix::pipe::pipe().unwrap();
+        init.report(&Report::Ready { warnings: Vec::new() }, Some(&sent));
+        let (_, received) = caller.receive().unwrap().unwrap();
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(&received.unwrap()), inode(&sent));
+    }
+
+    #[test]
+    fn the_death_of_either_end_is_seen_by_the_other() {
+        let (caller, init) = channel().unwrap();
+        drop(init);
+        assert!(caller.receive().unwrap().is_none());
+        let (caller, init) = channel().unwrap();
+        drop(caller);
+        assert!(!init.report(&Report::Ready { warnings: Vec::new() }, None));
+        assert_eq!(init.wait_until_mapped(), Err(Errno::PIPE));
+    }
+
+    #[test]
+    fn a_report_longer_than_a_packet_is_cut_and_not_lost() {
+        let (caller, init) = channel().unwrap();
+        assert!(init.report(
+            &Report::Failed {
+                failure: None,
+                messages: vec!["x".repeat(1 << 20)]
+            },
+            None
+        ));
+        assert!(matches!(
+            caller.receive().unwrap(),
+            Some((Report::Failed { .. }, None))
+        ));
+    }
+}

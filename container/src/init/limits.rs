@@ -1,0 +1,47 @@
+//! Values that bound or tune the container's process and its namespaces.
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::setrlimit;
+
+use super::{InitError, write_file};
+use crate::plan::ResourceLimit;
+
+/// While the caller's `/proc` is still there: the container may have none.
+pub(super) fn set_oom_score_adjustment(score: i32) -> Result<(), InitError> {
+    write_file(
+        Path::new("/proc/self/oom_score_adj"),
+        score.to_string().as_bytes(),
+    )
+    .map_err(InitError::field(
+        "process.oomScoreAdj",
+        format!("set it to {score}"),
+    ))
+}
+
+/// `/proc/sys` shows each process the parameters of its own namespaces, so the caller's `/proc` serves here too.
+pub(super) fn write_sysctl(files: &[(PathBuf, String)]) -> Result<(), InitError> {
+    for (path, value) in files {
+        write_file(&Path::new("/proc/sys").join(path), value.as_bytes()).map_err(InitError::field(
+            format!("linux.sysctl[`{}`]", path.display()),
+            format!("set it to `{value}`"),
+        ))?;
+    }
+    Ok(())
+}
+
+/// Needs CAP_SYS_RESOURCE where a hard limit rises, so it happens before capabilities go.
+pub(super) fn set_resource_limits(limits: &[ResourceLimit]) -> Result<(), InitError> {
+    for ResourceLimit {
+        name,
+        resource,
+        limit,
+    } in limits
+    {
+        setrlimit(*resource, *limit).map_err(InitError::field(
+            "process.rlimits",
+            format!("set {name} to {:?}, hard {:?}", limit.current, limit.maximum),
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! A terminal in the container's own devpts.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{OFlags, fchown};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Uid, ioctl_tiocsctty};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::InitError;
+use crate::plan::WindowSize;
+use crate::rootfs::ContainerRoot;
+
+/// Both ends of a terminal.
+pub(super) struct Terminal {
+    master: OwnedFd,
+    /// The program's end.
+    peer: OwnedFd,
+}
+
+/// Opens a terminal of the given size for `user`, and makes it the container's `/dev/console`.
+pub(super) fn open(root: &ContainerRoot, size: Option<WindowSize>, user: Uid) -> Result<Terminal, InitError> {
+    let master = root
+        .open_without_links(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
+        .map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => InitError::NoTerminals { source: errno.into() },
+            errno => InitError::step("open /dev/pts/ptmx")(errno),
+        })?;
+    // By the descriptor: the path of the other end means something else to everyone outside.
+    let open = || -> Result<OwnedFd, Errno> {
+        unlockpt(&master)?;
+        let peer = ioctl_tiocgptpeer(
+            &master,
+            OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+        )?;
+        if let Some(WindowSize { rows, columns }) = size {
+            tcsetwinsize(
+                &master,
+                Winsize {
+                    ws_row: rows,
+                    ws_col: columns,
+                    ws_xpixel: 0,
+                    ws_ypixel: 0,
+                },
+            )?;
+        }
+        fchown(&peer, Some(user), None)?;
+        Ok(peer)
+    };
+    let peer = open().map_err(InitError::step("open a terminal"))?;
+    show_as_console(root, &peer).map_err(InitError::step("make the terminal /dev/console"))?;
+    Ok(Terminal { master, peer })
+}
+
+fn show_as_console(root: &ContainerRoot, peer: &OwnedFd) -> Result<(), Errno> {
+    let place = root.make_file(Path::new("/dev/console"))?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(peer, "", flags)?;
+    crate::rootfs::move_onto(&tree, &place)
+}
+
+impl Terminal {
+    /// Makes this the controlling terminal of the session that was just begun, and its standard streams.
+    pub(super) fn control(&self) -> Result<(), InitError> {
+        let control = || -> Result<(), Errno> {
+            ioctl_tiocsctty(&self.peer)?;
+            rustix::stdio::dup2_stdin(&self.peer)?;
+            rustix::stdio::dup2_stdout(&self.peer)?;
+            rustix::stdio::dup2_stderr(&self.peer)
+        };
+        control().map_err(InitError::step("take the terminal"))
+    }
+
+    /// The end that the caller gets.
+    pub(super) fn into_master(self) -> OwnedFd {
+        self.master
+    }
+}

@@ -1,0 +1,23 @@
+//! System calls that `rustix` does not wrap, one file each. Nothing here decides anything.
+
+pub(crate) mod clone3;
+pub(crate) mod close_range;
+pub(crate) mod execve;
+pub(crate) mod mount_setattr;
+pub(crate) mod pidfd;
+pub(crate) mod signal_disposition;
+
+pub use mount_setattr::set_read_only;
+
+use rustix::io::Errno;
+
+/// The result of a raw system call through `libc::syscall`, which reports failure as -1 and `errno`.
+pub(crate) fn checked(returned: libc::c_long) -> Result<libc::c_long, Errno> {
+    if returned >= 0 {
+        return Ok(returned);
+    }
+    let code = std::io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO);
+    Err(Errno::from_raw_os_error(code))
+}

@@ -1,0 +1,58 @@
+//! The container engine of Bulkhead: OCI containers out of namespaces, cgroups and mounts, the same on a host and in
+//! a microVM's guest.
+//!
+//! A synchronous library: no daemon, no async runtime, no global state. A container is a folder of state, a cgroup and
+//! a process, and any process with the privilege can take it up from there:
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use container::{Bundle, Container, CreateOptions, Signal, Stdio};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let id = "web".parse()?;
+//! let states = Path::new("/run/bulkhead-oci");
+//! let bundle = Bundle::load(Path::new("/bundles/web"))?;
+//! let created = container::create(CreateOptions::new(states, &id, &bundle).stdio(Stdio::Inherit))?;
+//! created.start()?;
+//!
+//! let found = Container::load(states, &id)?;
+//! println!("{}", serde_json::to_string(&found.state()?)?);
+//! found.kill(Signal::TERM)?;
+//! found.delete(true)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a caller must provide
+//! - **One thread.** [`create`] forks, and the child allocates before it executes the program; with a second thread it
+//!   could inherit a lock that nobody will release. `create` refuses to run otherwise. A current-thread async runtime
+//!   is one thread.
+//! - **Root's privileges**, `/proc`, and cgroups mounted, usually on `/sys/fs/cgroup`.
+//! - **A root file system that is a mount on another.** pivot_root(2) cannot leave an initramfs: what runs from one
+//!   mounts a tmpfs, moves it to `/` and changes its root there (as switch_root(8) does) once, at boot.
+//! - **The wait.** The container's process is a child of the caller of `create`, who reaps it; the engine itself waits
+//!   for it only when `create` fails.
+
+mod bundle;
+mod cgroup;
+mod container;
+mod id;
+mod init;
+mod kernel;
+mod plan;
+mod rootfs;
+mod signal;
+mod state;
+
+pub use bundle::{Bundle, BundleError};
+pub use cgroup::{CgroupError, Statistics};
+pub use container::{
+    Container, CreateError, CreateOptions, DeleteError, InitFailure, KillError, ProcessError, StartError,
+    Stdio, create,
+};
+pub use id::{ContainerId, InvalidContainerId};
+pub use init::CommandFailure;
+pub use kernel::set_read_only;
+pub use plan::SpecError;
+pub use signal::{Signal, UnknownSignal};
+pub use state::{OciState, StateDirectory, StateError, Status};

@@ -1,0 +1,167 @@
+//! The configuration, judged and translated before anything is touched.
+//!
+//! A [`Plan`] holds what the container's first process will do, in the kernel's own terms. Making it needs no
+//! privilege and opens nothing, so every mistake in a configuration is found, with its JSON path, while there is
+//! nothing to undo.
+
+mod capabilities;
+mod devices;
+mod mount_options;
+mod mounts;
+mod namespaces;
+mod process;
+mod rlimits;
+mod spec_error;
+mod sysctl;
+mod unsupported;
+
+use std::path::PathBuf;
+
+pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
+pub(crate) use devices::DeviceNode;
+pub(crate) use mount_options::MountOptions;
+use mount_options::propagation_flag;
+pub(crate) use mounts::{MountKind, MountPlan};
+pub(crate) use namespaces::{Namespace, NamespacePlan, id_map};
+pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
+pub(crate) use rlimits::ResourceLimit;
+pub use spec_error::SpecError;
+
+use crate::bundle::Bundle;
+use crate::cgroup::CgroupPlan;
+use crate::id::ContainerId;
+
+/// Everything a container's configuration asks for.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) root: RootPlan,
+    pub(crate) namespaces: NamespacePlan,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) mounts: Vec<MountPlan>,
+    /// None when the configuration brings a `/dev` of its own, which is then left as it is.
+    pub(crate) devices: Option<Vec<DeviceNode>>,
+    pub(crate) masked_paths: Vec<PathBuf>,
+    pub(crate) read_only_paths: Vec<PathBuf>,
+    /// Files below `/proc/sys` and what to write to each.
+    pub(crate) sysctl: Vec<(PathBuf, String)>,
+    pub(crate) process: ProcessPlan,
+    pub(crate) cgroup: CgroupPlan,
+}
+
+/// The root file system.
+#[derive(Debug)]
+pub(crate) struct RootPlan {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    /// One of MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, and whether for all mounts below too.
+    pub(crate) propagation: (u64, bool),
+}
+
+impl Plan {
+    pub(crate) fn new(bundle: &Bundle, id: &ContainerId) -> Result<Plan, SpecError> {
+        let spec = bundle.spec();
+        unsupported::refuse(spec)?;
+        let linux = spec.linux().as_ref().ok_or_else(|| SpecError::missing("linux"))?;
+        let namespaces = NamespacePlan::new(linux)?;
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| SpecError::missing("process"))?;
+        let mounts = mounts::plan(bundle.directory(), spec.mounts().as_deref().unwrap_or_default())?;
+        let hostname = named(spec.hostname(), "hostname", &namespaces)?;
+        let domainname = named(spec.domainname(), "domainname", &namespaces)?;
+        let owns_device_folder = !mounts.iter().any(MountPlan::replaces_device_folder);
+        Ok(Plan {
+            root: root(bundle)?,
+            hostname,
+            domainname,
+            devices: if owns_device_folder {
+                Some(devices::plan(linux)?)
+            } else {
+                None
+            },
+            masked_paths: absolute("linux.maskedPaths", linux.masked_paths())?,
+            read_only_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
+            sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
+            process: ProcessPlan::new(process)?,
+            cgroup: CgroupPlan::new(linux, id)?,
+            namespaces,
+            mounts,
+        })
+    }
+}
+
+fn root(bundle: &Bundle) -> Result<RootPlan, SpecError> {
+    let root = bundle
+        .spec()
+        .root()
+        .as_ref()
+        .ok_or_else(|| SpecError::missing("root"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(SpecError::missing("root.path"));
+    }
+    let propagation = bundle
+        .spec()
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.rootfs_propagation().as_deref());
+    let propagation = match propagation {
+        None | Some("") => (libc::MS_PRIVATE, true),
+        Some(word) => propagation_flag(word).ok_or_else(|| {
+            SpecError::invalid(
+                "linux.rootfsPropagation",
+                format!(
+                    "`{word}` is not one of private, slave, shared, unbindable, with or without a leading r"
+                ),
+            )
+        })?,
+    };
+    Ok(RootPlan {
+        path: bundle.directory().join(root.path()),
+        read_only: root.readonly().unwrap_or(false),
+        propagation,
+    })
+}
+
+/// A host or domain name, which can be set only in a UTS namespace of the container's own.
+fn named(
+    name: &Option<String>,
+    field: &'static str,
+    namespaces: &NamespacePlan,
+) -> Result<Option<String>, SpecError> {
+    let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    if !namespaces.creates(Namespace::Uts) {
+        return Err(SpecError::invalid(
+            field,
+            "can be set only in a new uts namespace",
+        ));
+    }
+    if name.len() > 64 {
+        return Err(SpecError::invalid(
+            field,
+            "is longer than the 64 bytes the kernel keeps",
+        ));
+    }
+    Ok(Some(name.clone()))
+}
+
+fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<PathBuf>, SpecError> {
+    let paths = paths.as_deref().unwrap_or_default();
+    paths
+        .iter()
+        .enumerate()
+        .map(|(index, path)| {
+            if path.starts_with('/') && !path.contains('\0') {
+                Ok(PathBuf::from(path))
+            } else {
+                Err(SpecError::invalid(
+                    format!("{field}[{index}]"),
+                    format!("`{path}` is not an absolute path"),
+                ))
+            }
+        })
+        .collect()
+}

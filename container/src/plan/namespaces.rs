@@ -1,0 +1,262 @@
+//! The configuration's `linux.namespaces` and what belongs to them.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+
+use super::SpecError;
+
+/// A kind of namespace. The value is its flag for clone3(2), unshare(2) and setns(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Namespace {
+    Time = 0x80,
+    Mount = 0x2_0000,
+    Cgroup = 0x200_0000,
+    Uts = 0x400_0000,
+    Ipc = 0x800_0000,
+    User = 0x1000_0000,
+    Pid = 0x2000_0000,
+    Network = 0x4000_0000,
+}
+
+/// Which namespaces the container gets: new ones, existing ones, and for the rest the caller's.
+#[derive(Debug, Default)]
+pub(crate) struct NamespacePlan {
+    created: u64,
+    /// Kind and the file that stands for it, in the order of the configuration.
+    pub(crate) joined: Vec<(Namespace, PathBuf)>,
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    pub(crate) gid_mappings: Vec<IdMapping>,
+    /// Clock, seconds, nanoseconds.
+    pub(crate) time_offsets: Vec<(&'static str, i64, u32)>,
+}
+
+/// One line of a user namespace's map (user_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IdMapping {
+    pub(crate) container: u32,
+    pub(crate) host: u32,
+    pub(crate) size: u32,
+}
+
+impl NamespacePlan {
+    pub(super) fn new(linux: &Linux) -> Result<NamespacePlan, SpecError> {
+        let mut plan = NamespacePlan::default();
+        let mut seen = 0;
+        for (index, namespace) in linux
+            .namespaces()
+            .as_deref()
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+        {
+            let kind = kind(namespace.typ());
+            if seen & kind as u64 != 0 {
+                let problem = format!("{kind:?} is listed twice");
+                return Err(SpecError::invalid(format!("linux.namespaces[{index}]"), problem));
+            }
+            seen |= kind as u64;
+            match namespace
+                .path()
+                .as_deref()
+                .filter(|path| !path.as_os_str().is_empty())
+            {
+                None => plan.created |= kind as u64,
+                Some(path) => plan.join(index, kind, path)?,
+            }
+        }
+        if !plan.creates(Namespace::Mount) {
+            let problem = "a new mount namespace is required: mounts must not reach the caller's";
+            return Err(SpecError::invalid("linux.namespaces", problem));
+        }
+        plan.uid_mappings = plan.id_mappings("linux.uidMappings", linux.uid_mappings())?;
+        plan.gid_mappings = plan.id_mappings("linux.gidMappings", linux.gid_mappings())?;
+        plan.read_time_offsets(linux)?;
+        Ok(plan)
+    }
+
+    fn join(&mut self, index: usize, kind: Namespace, path: &Path) -> Result<(), SpecError> {
+        let field = || format!("linux.namespaces[{index}].path");
+        if matches!(kind, Namespace::Mount | Namespace::User | Namespace::Time) {
+            return Err(SpecError::unsupported(format!(
+                "{} (of a {kind:?} namespace)",
+                field()
+            )));
+        }
+        if !path.is_absolute() {
+            return Err(SpecError::invalid(field(), "is not an absolute path"));
+        }
+        self.joined.push((kind, path.to_owned()));
+        Ok(())
+    }
+
+    /// Whether the container gets a new namespace of this kind.
+    pub(crate) fn creates(&self, kind: Namespace) -> bool {
+        self.created & kind as u64 != 0
+    }
+
+    /// Whether the container has a namespace of this kind that is not the caller's own.
+    pub(crate) fn isolates(&self, kind: Namespace) -> bool {
+        self.creates(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+    }
+
+    /// The namespaces that clone3 makes. A cgroup namespace shows the cgroup its maker is in, and a time namespace
+    /// takes its offsets before anyone is in it; both are made later, by the container's process.
+    pub(crate) fn clone_flags(&self) -> u64 {
+        self.created & !(Namespace::Cgroup as u64 | Namespace::Time as u64)
+    }
+
+    fn id_mappings(
+        &self,
+        field: &str,
+        mappings: &Option<Vec<LinuxIdMapping>>,
+    ) -> Result<Vec<IdMapping>, SpecError> {
+        let mappings = mappings.as_deref().unwrap_or_default();
+        match (self.creates(Namespace::User), mappings.is_empty()) {
+            (true, true) => return Err(SpecError::invalid(field, "is required with a new user namespace")),
+            (false, false) => return Err(SpecError::invalid(field, "needs a new user namespace")),
+            _ => {}
+        }
+        let mappings: Vec<IdMapping> = mappings
+            .iter()
+            .map(|mapping| IdMapping {
+                container: mapping.container_id(),
+                host: mapping.host_id(),
+                size: mapping.size(),
+            })
+            .collect();
+        if !mappings.is_empty()
+            && !mappings
+                .iter()
+                .any(|mapping| mapping.container == 0 && mapping.size > 0)
+        {
+            return Err(SpecError::invalid(
+                field,
+                "must map the container's id 0, which sets the container up",
+            ));
+        }
+        Ok(mappings)
+    }
+
+    fn read_time_offsets(&mut self, linux: &Linux) -> Result<(), SpecError> {
+        let Some(offsets) = linux
+            .time_offsets()
+            .as_ref()
+            .filter(|offsets| !offsets.is_empty())
+        else {
+            return Ok(());
+        };
+        if !self.creates(Namespace::Time) {
+            return Err(SpecError::invalid(
+                "linux.timeOffsets",
+                "needs a new time namespace",
+            ));
+        }
+        for (clock, offset) in offsets {
+            let clock = match clock.as_str() {
+                "monotonic" => "monotonic",
+                "boottime" => "boottime",
+                _ => {
+                    let problem = "is no clock: use monotonic or boottime";
+                    return Err(SpecError::invalid(format!("linux.timeOffsets.{clock}"), problem));
+                }
+            };
+            let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+            self.time_offsets.push((clock, seconds, nanoseconds));
+        }
+        Ok(())
+    }
+}
+
+/// The lines to write to a process's `uid_map` or `gid_map`.
+pub(crate) fn id_map(mappings: &[IdMapping]) -> String {
+    let mut map = String::new();
+    for IdMapping {
+        container,
+        host,
+        size,
+    } in mappings
+    {
+        // Writing to a String cannot fail.
+        let _ = writeln!(map, "{container} {host} {size}");
+    }
+    map
+}
+
+fn kind(kind: LinuxNamespaceType) -> Namespace {
+    match kind {
+        LinuxNamespaceType::Mount => Namespace::Mount,
+        LinuxNamespaceType::Cgroup => Namespace::Cgroup,
+        LinuxNamespaceType::Uts => Namespace::Uts,
+        LinuxNamespaceType::Ipc => Namespace::Ipc,
+        LinuxNamespaceType::User => Namespace::User,
+        LinuxNamespaceType::Pid => Namespace::Pid,
+        LinuxNamespaceType::Network => Namespace::Network,
+        LinuxNamespaceType::Time => Namespace::Time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(linux: &str) -> Result<NamespacePlan, SpecError> {
+        NamespacePlan::new(&serde_json::from_str(linux).unwrap())
+    }
+
+    #[test]
+    fn cgroup_and_time_namespaces_are_left_to_the_containers_process() {
+        let plan =
+            plan(r#"{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"cgroup"},{"type":"time"}]}"#)
+                .unwrap();
+        assert_eq!(
+            plan.clone_flags(),
+            (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64
+        );
+        assert!(plan.creates(Namespace::Cgroup) && plan.creates(Namespace::Time));
+    }
+
+    #[test]
+    fn a_namespace_with_a_path_is_joined_and_isolates() {
+        let plan =
+            plan(r#"{"namespaces":[{"type":"mount"},{"type":"network","path":"/run/netns/a"}]}"#).unwrap();
+        assert_eq!(plan.joined, [(Namespace::Network, "/run/netns/a".into())]);
+        assert!(plan.isolates(Namespace::Network) && !plan.creates(Namespace::Network));
+    }
+
+    #[test]
+    fn namespaces_that_cannot_be_had_are_refused_by_their_place() {
+        for (linux, field) in [
+            (r#"{"namespaces":[{"type":"pid"}]}"#, "linux.namespaces"),
+            (
+                r#"{"namespaces":[{"type":"mount"},{"type":"mount"}]}"#,
+                "linux.namespaces[1]",
+            ),
+            (
+                r#"{"namespaces":[{"type":"mount"},{"type":"pid","path":"x"}]}"#,
+                "linux.namespaces[1].path",
+            ),
+            (
+                r#"{"namespaces":[{"type":"mount"},{"type":"user"}]}"#,
+                "linux.uidMappings",
+            ),
+            (
+                r#"{"namespaces":[{"type":"mount"},{"type":"user"}],
+                    "uidMappings":[{"containerID":1,"hostID":1,"size":9}]}"#,
+                "linux.uidMappings",
+            ),
+            (
+                r#"{"namespaces":[{"type":"mount"}],"uidMappings":[{"containerID":0,"hostID":1,"size":9}]}"#,
+                "linux.uidMappings",
+            ),
+            (
+                r#"{"namespaces":[{"type":"mount"}],"timeOffsets":{"boottime":{"secs":1}}}"#,
+                "linux.timeOffsets",
+            ),
+        ] {
+            assert_eq!(plan(linux).unwrap_err().field(), field);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The fields of the runtime specification that are not honoured yet. Each is refused: a container that looks
+//! confined but is not would be worse than none.
+
+use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
+
+use super::SpecError;
+
+// `prestart` is deprecated in the specification, but configurations still have it.
+#[allow(deprecated)]
+pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
+    let mut fields = Vec::new();
+    let mut present = |is_present: bool, field: &'static str| {
+        if is_present {
+            fields.push(field);
+        }
+    };
+    if let Some(hooks) = spec.hooks() {
+        let lists = [
+            (hooks.prestart(), "hooks.prestart"),
+            (hooks.create_runtime(), "hooks.createRuntime"),
+            (hooks.create_container(), "hooks.createContainer"),
+            (hooks.start_container(), "hooks.startContainer"),
+            (hooks.poststart(), "hooks.poststart"),
+            (hooks.poststop(), "hooks.poststop"),
+        ];
+        for (list, field) in lists {
+            present(list.as_ref().is_some_and(|hooks| !hooks.is_empty()), field);
+        }
+    }
+    present(spec.solaris().is_some(), "solaris");
+    present(spec.windows().is_some(), "windows");
+    present(spec.vm().is_some(), "vm");
+    present(spec.zos().is_some(), "zos");
+    if let Some(process) = spec.process() {
+        refuse_of_process(process, &mut present);
+    }
+    if let Some(linux) = spec.linux() {
+        refuse_of_linux(linux, &mut present);
+        if let Some(resources) = linux.resources() {
+            refuse_of_resources(resources, &mut present);
+        }
+    }
+    match fields.first() {
+        Some(field) => Err(SpecError::unsupported(*field)),
+        None => Ok(()),
+    }
+}
+
+fn refuse_of_process(process: &Process, present: &mut impl FnMut(bool, &'static str)) {
+    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    present(set(process.apparmor_profile()), "process.apparmorProfile");
+    present(set(process.selinux_label()), "process.selinuxLabel");
+    present(process.io_priority().is_some(), "process.ioPriority");
+    present(process.scheduler().is_some(), "process.scheduler");
+    present(process.exec_cpu_affinity().is_some(), "process.execCPUAffinity");
+}
+
+fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {
+    present(linux.seccomp().is_some(), "linux.seccomp");
+    present(
+        linux
+            .mount_label()
+            .as_ref()
+            .is_some_and(|label| !label.is_empty()),
+        "linux.mountLabel",
+    );
+    present(linux.intel_rdt().is_some(), "linux.intelRdt");
+    present(linux.memory_policy().is_some(), "linux.memoryPolicy");
+    present(linux.personality().is_some(), "linux.personality");
+    present(
+        linux
+            .net_devices()
+            .as_ref()
+            .is_some_and(|devices| !devices.is_empty()),
+        "linux.netDevices",
+    );
+}
+
+fn refuse_of_resources(resources: &LinuxResources, present: &mut impl FnMut(bool, &'static str)) {
+    present(resources.block_io().is_some(), "linux.resources.blockIO");
+    present(
+        resources
+            .hugepage_limits()
+            .as_ref()
+            .is_some_and(|limits| !limits.is_empty()),
+        "linux.resources.hugepageLimits",
+    );
+    present(resources.network().is_some(), "linux.resources.network");
+    present(
+        resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()),
+        "linux.resources.rdma",
+    );
+}

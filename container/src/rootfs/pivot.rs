@@ -1,0 +1,38 @@
+//! Entering the new root and leaving the old one.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
+use rustix::process::{fchdir, pivot_root};
+
+use super::sources::make_read_only;
+use super::{ContainerRoot, RootfsError};
+
+/// Cuts this mount namespace off from the caller's and puts the detached root into it.
+pub(crate) fn attach(root: OwnedFd, path: &Path) -> Result<ContainerRoot, RootfsError> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(RootfsError::step("make the mounts private"))?;
+    // Where it is attached does not matter: everything but itself is about to go.
+    move_mount(&root, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|errno| RootfsError::path("attach the root file system at", path, errno))?;
+    Ok(ContainerRoot::new(root))
+}
+
+/// Makes the root of this process and of its mount namespace the container's, and lets go of the old one.
+pub(crate) fn pivot(root: ContainerRoot, path: &Path, read_only: bool) -> Result<(), RootfsError> {
+    let root = root.into_descriptor();
+    if read_only {
+        make_read_only(&root, false).map_err(|errno| RootfsError::path("make read-only", path, errno))?;
+    }
+    fchdir(&root).map_err(|errno| RootfsError::path("enter", path, errno))?;
+    // The old root goes on top of the new one, from where it is unmounted (pivot_root(2), "pivot_root(".", ".")").
+    pivot_root(".", ".").map_err(|errno| match errno {
+        Errno::INVAL => RootfsError::Pivot { source: errno.into() },
+        errno => RootfsError::path("change the root to", path, errno),
+    })?;
+    unmount(".", UnmountFlags::DETACH).map_err(RootfsError::step("let go of the old root"))?;
+    rustix::process::chdir("/").map_err(RootfsError::step("enter the new root"))
+}

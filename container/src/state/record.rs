@@ -1,0 +1,96 @@
+//! The record in `state.json`, and the state that the OCI runtime specification lets others see.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ProcessIdentity;
+use crate::cgroup::Cgroup;
+
+/// What is written of a container. It is written twice: before anything is made, naming what will be, and when the
+/// container's process stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    pub(crate) bundle: PathBuf,
+    pub(crate) oci_version: String,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) cgroup: Option<Cgroup>,
+    /// None until creation is complete.
+    pub(crate) init: Option<ProcessIdentity>,
+}
+
+/// Where a container is in its life (runtime specification, "State").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is being made, or its maker died over it.
+    Creating,
+    /// Its process stands and waits to be started.
+    Created,
+    /// Its process runs the program.
+    Running,
+    /// Its process ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+/// The state of a container as the runtime specification defines it, ready to be written as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciState {
+    /// The version of the runtime specification the container was configured with.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Its process, as the caller sees it; absent once it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// The folder of its configuration.
+    pub bundle: PathBuf,
+    /// The annotations of its configuration.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_written_with_the_names_of_the_specification() {
+        let state = OciState {
+            oci_version: "1.0.2".into(),
+            id: "web".into(),
+            status: Status::Running,
+            pid: Some(42),
+            bundle: "/b".into(),
+            annotations: BTreeMap::new(),
+        };
+        assert_eq!(
+            serde_json::to_string(&state).unwrap(),
+            r#"{"ociVersion":"1.0.2","id":"web","status":"running","pid":42,"bundle":"/b"}"#
+        );
+    }
+
+    #[test]
+    fn a_record_with_an_unknown_field_is_refused() {
+        let text =
+            r#"{"bundle":"/b","oci_version":"1.0.2","annotations":{},"cgroup":null,"init":null,"more":1}"#;
+        assert!(serde_json::from_str::<Record>(text).is_err());
+    }
+}

@@ -1,0 +1,298 @@
+//! Create, start, state, kill, delete, in every order.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+
+use container::{
+    Container, CreateError, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio,
+};
+
+use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+
+crate::tests!(
+    each_stage_of_a_life_is_told,
+    a_stage_that_does_not_follow_is_refused,
+    kill_ends_a_program_that_ignores_term,
+    force_deletes_what_is_created_or_running_with_all_its_children,
+    deleting_twice_is_deleting_once,
+    an_id_in_use_is_refused_and_its_container_lives_on,
+    a_starter_that_dies_before_its_word_starts_nothing,
+    what_a_dead_creator_left_can_be_deleted,
+    a_folder_without_a_record_can_be_deleted,
+    two_containers_do_not_know_each_other,
+    descriptors_of_the_caller_are_not_inherited,
+    a_caller_with_threads_is_refused,
+    a_container_whose_process_died_before_start_is_stopped,
+    processes_and_their_use_are_counted,
+    fifty_runs_in_a_row_leave_nothing,
+);
+
+fn status(bundle: &TestBundle) -> Status {
+    Container::load(&bundle.states(), &bundle.id)
+        .unwrap()
+        .status()
+        .unwrap()
+}
+
+fn each_stage_of_a_life_is_told() {
+    let mut bundle = TestBundle::shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done");
+    bundle.config["annotations"] = serde_json::json!({ "org.example": "yes" });
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    assert_eq!(status(&bundle), Status::Created);
+    container.start().unwrap();
+    assert_eq!(status(&bundle), Status::Running);
+    let state = serde_json::to_value(container.state().unwrap()).unwrap();
+    assert_eq!(state["pid"], container.pid().unwrap());
+    assert_eq!(
+        state["bundle"],
+        bundle.folder.canonicalize().unwrap().to_str().unwrap()
+    );
+    assert_eq!(state["annotations"]["org.example"], "yes");
+    assert_eq!(state["ociVersion"], "1.0.2");
+    wait_until(|| fs::read_to_string(bundle.folder.join("stdout")).unwrap() == "up\n");
+    container.kill(Signal::TERM).unwrap();
+    assert_eq!(wait(&container), 7);
+    assert_eq!(status(&bundle), Status::Stopped);
+    assert!(container.state().unwrap().pid.is_none());
+    container.delete(false).unwrap();
+    let gone = Container::load(&bundle.states(), &bundle.id);
+    assert!(matches!(gone, Err(StateError::NotFound { .. })));
+}
+
+fn a_stage_that_does_not_follow_is_refused() {
+    let bundle = TestBundle::shell("sleep 60");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let created = container.delete(false).unwrap_err();
+    assert!(matches!(
+        created,
+        DeleteError::NotStopped {
+            status: Status::Created,
+            ..
+        }
+    ));
+    container.start().unwrap();
+    let twice = container.start().unwrap_err();
+    assert!(
+        matches!(
+            twice,
+            StartError::NotCreated {
+                status: Status::Running,
+                ..
+            }
+        ),
+        "{}",
+        chain(&twice)
+    );
+    let running = container.delete(false).unwrap_err();
+    assert!(matches!(
+        running,
+        DeleteError::NotStopped {
+            status: Status::Running,
+            ..
+        }
+    ));
+    container.kill(Signal::KILL).unwrap();
+    wait_until(|| container.status().unwrap() == Status::Stopped);
+    assert!(matches!(
+        container.kill(Signal::KILL),
+        Err(KillError::NotRunning { .. })
+    ));
+    // Its parent can still learn how it ended.
+    assert!(container.pidfd().unwrap().is_some());
+    assert_eq!(wait(&container), 137);
+    assert!(container.pidfd().unwrap().is_none());
+    let stopped = container.start().unwrap_err();
+    assert!(matches!(
+        stopped,
+        StartError::NotCreated {
+            status: Status::Stopped,
+            ..
+        }
+    ));
+    container.delete(false).unwrap();
+}
+
+fn kill_ends_a_program_that_ignores_term() {
+    let bundle = TestBundle::shell("trap '' TERM; while :; do sleep 0.01; done");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    container.kill(Signal::TERM).unwrap();
+    container.kill("KILL".parse().unwrap()).unwrap();
+    assert_eq!(wait(&container), 137);
+    container.delete(false).unwrap();
+}
+
+fn force_deletes_what_is_created_or_running_with_all_its_children() {
+    let mut created = TestBundle::named("-created", &["true"])
+        .create(Stdio::Inherit)
+        .unwrap();
+    created.delete(true).unwrap();
+    wait(&created);
+    // Without a pid namespace of its own, the death of the first process ends none of the others.
+    let mut bundle = TestBundle::named("-running", &["sh", "-c", "sleep 60 & sleep 60 & sleep 60 & wait"]);
+    bundle.config["linux"]["namespaces"] = serde_json::json!([{ "type": "mount" }]);
+    bundle.config["hostname"] = serde_json::Value::Null;
+    bundle.config["mounts"] = serde_json::json!([]);
+    let mut running = bundle.create(Stdio::Inherit).unwrap();
+    running.start().unwrap();
+    wait_until(|| running.processes().unwrap().len() == 4);
+    running.delete(true).unwrap();
+    wait(&running);
+}
+
+fn deleting_twice_is_deleting_once() {
+    let bundle = TestBundle::command(&["true"]);
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let mut another = Container::load(&bundle.states(), &bundle.id).unwrap();
+    container.delete(true).unwrap();
+    wait(&container);
+    container.delete(true).unwrap();
+    another.delete(true).unwrap();
+}
+
+fn an_id_in_use_is_refused_and_its_container_lives_on() {
+    let bundle = TestBundle::shell("exit 3");
+    let mut first = bundle.create(Stdio::Inherit).unwrap();
+    let second = bundle.create(Stdio::Inherit).unwrap_err();
+    assert!(matches!(
+        second,
+        CreateError::State(StateError::AlreadyExists { .. })
+    ));
+    first.start().unwrap();
+    assert_eq!(wait(&first), 3);
+    first.delete(false).unwrap();
+}
+
+fn a_starter_that_dies_before_its_word_starts_nothing() {
+    let bundle = TestBundle::shell("exit 4");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let address =
+        rustix::net::SocketAddrUnix::new(bundle.states().join(bundle.id.as_str()).join("start")).unwrap();
+    for _ in 0..3 {
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+    }
+    assert_eq!(container.status().unwrap(), Status::Created);
+    container.start().unwrap();
+    assert_eq!(wait(&container), 4);
+    container.delete(false).unwrap();
+}
+
+fn what_a_dead_creator_left_can_be_deleted() {
+    let bundle = TestBundle::shell("sleep 60");
+    let made = bundle.create(Stdio::Inherit).unwrap();
+    // The record as it stands from before the process is made until all is done.
+    let path = bundle.states().join(bundle.id.as_str()).join("state.json");
+    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    record["init"] = serde_json::Value::Null;
+    fs::write(&path, record.to_string()).unwrap();
+    let mut left = Container::load(&bundle.states(), &bundle.id).unwrap();
+    assert_eq!(left.status().unwrap(), Status::Creating);
+    assert!(matches!(
+        left.kill(Signal::TERM),
+        Err(KillError::NotRunning { .. })
+    ));
+    left.delete(false).unwrap();
+    assert_eq!(wait(&made), 137);
+}
+
+fn a_folder_without_a_record_can_be_deleted() {
+    let bundle = TestBundle::command(&["true"]);
+    fs::create_dir_all(bundle.states().join(bundle.id.as_str())).unwrap();
+    let mut left = Container::load(&bundle.states(), &bundle.id).unwrap();
+    assert_eq!(left.state().unwrap().status, Status::Creating);
+    left.delete(false).unwrap();
+}
+
+fn two_containers_do_not_know_each_other() {
+    let script = "echo mine >/tmp/file; ps | wc -l; hostname; sleep 60";
+    let [mut one, mut other] = ["-one", "-other"].map(|suffix| {
+        let mut bundle = TestBundle::named(suffix, &["sh", "-c", script]);
+        bundle.config["hostname"] = suffix[1..].into();
+        bundle.mount(serde_json::json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" }));
+        let (stdio, _) = files(&bundle.folder);
+        let container = bundle.create(stdio).unwrap();
+        container.start().unwrap();
+        container
+    });
+    one.delete(true).unwrap();
+    wait(&one);
+    assert_eq!(other.status().unwrap(), Status::Running);
+    other.delete(true).unwrap();
+    wait(&other);
+}
+
+fn descriptors_of_the_caller_are_not_inherited() {
+    let bundle = TestBundle::shell("ls /proc/self/fd | wc -l");
+    let secret = fs::File::open("/etc/hostname").unwrap();
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
+    let mut pipe = rustix::pipe::pipe().unwrap();
+    let far = 700;
+    // SAFETY: the number is free: this process has opened a few files only.
+    let far = unsafe { std::os::fd::FromRawFd::from_raw_fd(libc::dup2(secret.as_raw_fd(), far)) };
+    pipe.0 = far;
+    // Three streams, and the one with which ls reads the folder.
+    assert_eq!(bundle.output().trim(), "4");
+}
+
+fn a_caller_with_threads_is_refused() {
+    let bundle = TestBundle::command(&["true"]);
+    let (say, hear) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || hear.recv());
+    let error = bundle.create(Stdio::Inherit).unwrap_err();
+    assert!(
+        matches!(error, CreateError::ManyThreads { threads: 2 }),
+        "{}",
+        chain(&error)
+    );
+    drop(say);
+    let _ = thread.join().unwrap();
+}
+
+fn a_container_whose_process_died_before_start_is_stopped() {
+    let bundle = TestBundle::command(&["true"]);
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.kill(Signal::KILL).unwrap();
+    assert_eq!(wait(&container), 137);
+    assert_eq!(container.status().unwrap(), Status::Stopped);
+    assert!(matches!(
+        container.start(),
+        Err(StartError::NotCreated {
+            status: Status::Stopped,
+            ..
+        })
+    ));
+    container.delete(false).unwrap();
+}
+
+fn processes_and_their_use_are_counted() {
+    let bundle = TestBundle::shell("sleep 60 & sleep 60 & wait");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    wait_until(|| container.processes().unwrap().len() == 3);
+    assert!(container.processes().unwrap().contains(&container.pid().unwrap()));
+    let statistics = container.statistics().unwrap();
+    assert_eq!(statistics.processes_current, Some(3));
+    assert!(statistics.memory_current.unwrap() > 0);
+    assert!(statistics.cpu_usage_microseconds.unwrap() > 0);
+    assert_eq!(
+        (statistics.memory_limit, statistics.processes_limit),
+        (None, None)
+    );
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn fifty_runs_in_a_row_leave_nothing() {
+    let bundle = TestBundle::command(&["true"]);
+    let open_before = fs::read_dir("/proc/self/fd").unwrap().count();
+    for _ in 0..50 {
+        assert_eq!(bundle.run().code, 0);
+    }
+    assert_eq!(fs::read_dir("/proc/self/fd").unwrap().count(), open_before);
+    // The name is free again for anything else too.
+    UnixListener::bind(bundle.folder.join("socket")).unwrap();
+}

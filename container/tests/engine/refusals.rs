@@ -1,0 +1,124 @@
+//! Configurations that are refused, by the place of what is wrong, before anything is made.
+
+use container::{CreateError, Stdio};
+use serde_json::{Value, json};
+
+use crate::bundle::{TestBundle, chain};
+
+crate::tests!(
+    fields_not_honoured_yet_are_refused_by_their_place,
+    empty_fields_not_honoured_yet_are_no_reason,
+    a_root_file_system_that_is_missing_is_named,
+    a_configuration_without_process_or_root_is_refused,
+);
+
+/// Sets the value at a JSON pointer, making the objects on the way.
+fn set(config: &mut Value, pointer: &str, value: Value) {
+    let mut place = config;
+    for part in pointer.split('/').skip(1) {
+        place = match part.parse::<usize>() {
+            Ok(index) => &mut place[index],
+            Err(_) => &mut place[part],
+        };
+    }
+    *place = value;
+}
+
+fn fields_not_honoured_yet_are_refused_by_their_place() {
+    let hook = json!([{ "path": "/bin/true" }]);
+    for (pointer, value, field) in [
+        (
+            "/linux/seccomp",
+            json!({ "defaultAction": "SCMP_ACT_ALLOW" }),
+            "linux.seccomp",
+        ),
+        ("/hooks/prestart", hook.clone(), "hooks.prestart"),
+        ("/hooks/createRuntime", hook.clone(), "hooks.createRuntime"),
+        ("/hooks/createContainer", hook.clone(), "hooks.createContainer"),
+        ("/hooks/startContainer", hook.clone(), "hooks.startContainer"),
+        ("/hooks/poststart", hook.clone(), "hooks.poststart"),
+        ("/hooks/poststop", hook, "hooks.poststop"),
+        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
+        (
+            "/process/ioPriority",
+            json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
+            "process.ioPriority",
+        ),
+        (
+            "/process/scheduler",
+            json!({ "policy": "SCHED_BATCH" }),
+            "process.scheduler",
+        ),
+        ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
+        ("/linux/intelRdt", json!({}), "linux.intelRdt"),
+        (
+            "/linux/personality",
+            json!({ "domain": "LINUX32" }),
+            "linux.personality",
+        ),
+        (
+            "/linux/resources/blockIO",
+            json!({ "weight": 10 }),
+            "linux.resources.blockIO",
+        ),
+        (
+            "/linux/resources/hugepageLimits",
+            json!([{ "pageSize": "2MB", "limit": 1 }]),
+            "linux.resources.hugepageLimits",
+        ),
+        (
+            "/linux/resources/network",
+            json!({ "classID": 1 }),
+            "linux.resources.network",
+        ),
+        (
+            "/mounts/1/options/0",
+            json!("tmpcopyup"),
+            "mounts[1].options[0] (`tmpcopyup`)",
+        ),
+    ] {
+        let mut bundle = TestBundle::command(&["true"]);
+        set(&mut bundle.config, pointer, value);
+        let error = bundle.create(Stdio::Inherit).unwrap_err();
+        assert!(matches!(error, CreateError::Spec(_)), "{}", chain(&error));
+        assert!(
+            chain(&error).contains(&format!(" {field}: is not supported yet")),
+            "{}",
+            chain(&error)
+        );
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+}
+
+fn empty_fields_not_honoured_yet_are_no_reason() {
+    let mut bundle = TestBundle::command(&["true"]);
+    set(
+        &mut bundle.config,
+        "/hooks",
+        json!({ "prestart": [], "poststop": [] }),
+    );
+    set(&mut bundle.config, "/process/apparmorProfile", json!(""));
+    set(&mut bundle.config, "/linux/resources/hugepageLimits", json!([]));
+    bundle.output();
+}
+
+fn a_root_file_system_that_is_missing_is_named() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config["root"]["path"] = "not-there".into();
+    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+    assert!(
+        message.contains("bundle/not-there") && message.contains("No such file"),
+        "{message}"
+    );
+}
+
+fn a_configuration_without_process_or_root_is_refused() {
+    for field in ["process", "root", "linux"] {
+        let mut bundle = TestBundle::command(&["true"]);
+        bundle.config.as_object_mut().unwrap().remove(field);
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(message.contains(&format!("{field}: is required")), "{message}");
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+}

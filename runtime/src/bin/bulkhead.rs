@@ -1,0 +1,7 @@
+//! `bulkhead`: the people's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::people::main()
+}

@@ -1,0 +1,156 @@
+//! Which wall a pod stands behind, and the one way to say it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// Every annotation of ours begins so; unknown ones are errors, so that a misspelt wall is never a weaker wall.
+pub const ANNOTATION_PREFIX: &str = "dev.bulkhead.";
+
+/// The annotation that chooses the wall.
+pub const ISOLATION_ANNOTATION: &str = "dev.bulkhead.isolation";
+
+/// The wall between a pod and its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// A KVM microVM of the pod's own.
+    #[default]
+    #[serde(rename = "microvm")]
+    MicroVm,
+    /// Namespaces and cgroups on the host's kernel.
+    SharedKernel,
+}
+
+/// A word that names no wall.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no isolation: say microvm or shared-kernel")]
+pub struct UnknownIsolation(String);
+
+/// Why annotations were refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnotationError {
+    /// An annotation in our namespace that has no meaning.
+    #[error("unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION} only")]
+    Unknown {
+        /// Its name.
+        name: String,
+    },
+    /// A wall that does not exist.
+    #[error("reading annotation {ISOLATION_ANNOTATION}")]
+    Isolation(#[from] UnknownIsolation),
+}
+
+impl Isolation {
+    /// The word of annotations, flags and configuration files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MicroVm => "microvm",
+            Self::SharedKernel => "shared-kernel",
+        }
+    }
+
+    /// The wall that annotations ask for, if they do.
+    ///
+    /// # Errors
+    /// When an annotation in our namespace is unknown or names no wall.
+    pub fn from_annotations(annotations: &HashMap<String, String>) -> Result<Option<Self>, AnnotationError> {
+        let mut isolation = None;
+        for (name, value) in annotations
+            .iter()
+            .filter(|(name, _)| name.starts_with(ANNOTATION_PREFIX))
+        {
+            if name != ISOLATION_ANNOTATION {
+                return Err(AnnotationError::Unknown { name: name.clone() });
+            }
+            isolation = Some(value.parse()?);
+        }
+        Ok(isolation)
+    }
+
+    /// The flag wins over the annotation, the annotation over the configuration, and the microVM is the default.
+    pub fn choose(flag: Option<Self>, annotation: Option<Self>, configured: Option<Self>) -> Self {
+        flag.or(annotation).or(configured).unwrap_or_default()
+    }
+}
+
+impl FromStr for Isolation {
+    type Err = UnknownIsolation;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        [Self::MicroVm, Self::SharedKernel]
+            .into_iter()
+            .find(|isolation| isolation.as_str() == word)
+            .ok_or_else(|| UnknownIsolation(word.to_owned()))
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn nothing_said_is_a_microvm() {
+        assert_eq!(Isolation::choose(None, None, None), Isolation::MicroVm);
+    }
+
+    #[test]
+    fn the_flag_wins_over_annotation_and_configuration() {
+        let chosen = Isolation::choose(
+            Some(Isolation::SharedKernel),
+            Some(Isolation::MicroVm),
+            Some(Isolation::MicroVm),
+        );
+        assert_eq!(chosen, Isolation::SharedKernel);
+    }
+
+    #[test]
+    fn the_annotation_wins_over_the_configuration() {
+        let chosen = Isolation::choose(None, Some(Isolation::MicroVm), Some(Isolation::SharedKernel));
+        assert_eq!(chosen, Isolation::MicroVm);
+    }
+
+    #[test]
+    fn foreign_annotations_are_left_alone() {
+        let annotations = annotations(&[("io.kubernetes.cri.sandbox-id", "x")]);
+        assert_eq!(Isolation::from_annotations(&annotations), Ok(None));
+    }
+
+    #[test]
+    fn the_annotation_names_the_wall() {
+        let annotations = annotations(&[(ISOLATION_ANNOTATION, "shared-kernel")]);
+        assert_eq!(
+            Isolation::from_annotations(&annotations),
+            Ok(Some(Isolation::SharedKernel))
+        );
+    }
+
+    #[test]
+    fn an_unknown_annotation_of_ours_is_an_error() {
+        let annotations = annotations(&[("dev.bulkhead.isolatoin", "microvm")]);
+        let error = Isolation::from_annotations(&annotations).unwrap_err();
+        assert!(error.to_string().contains("dev.bulkhead.isolatoin"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_wall_names_both_walls() {
+        let error = "firecracker".parse::<Isolation>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#""firecracker" names no isolation: say microvm or shared-kernel"#
+        );
+    }
+}

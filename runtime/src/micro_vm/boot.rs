@@ -1,0 +1,181 @@
+//! From nothing to an agent that answers: the stages of a start, each with a name and a deadline.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use protocol::PROTOCOL_VERSION;
+use protocol::event::{self, Event, EventError};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use super::console::ConsoleTail;
+use super::guest_connection::ConnectError;
+use super::shared_directory::ShareError;
+use super::vmm_process::{MachineEnd, SpawnError, VmmProcess};
+use crate::sizing::TooLarge;
+
+/// Reading kernel and initramfs and setting up the machine.
+pub const LOAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One call that mounts a directory and sets a clock.
+pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A stage of the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The VMM opens its files and makes the machine.
+    Load,
+    /// The guest's kernel and agent start.
+    Boot,
+    /// The agent is given what only the host knows.
+    Prepare,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Load => "loading the guest",
+            Self::Boot => "booting the guest",
+            Self::Prepare => "preparing the guest",
+        })
+    }
+}
+
+/// Why there is no microVM.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The pod asks for more than a machine can have.
+    #[error("sizing the microVM")]
+    Size(#[from] TooLarge),
+    /// A folder or socket of the machine could not be made.
+    #[error("{action} {}", .path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The shared folder could not be made.
+    #[error("making the folder shared with the guest")]
+    Share(#[from] ShareError),
+    /// The VMM could not be started.
+    #[error("starting the VMM")]
+    Spawn(#[from] SpawnError),
+    /// A stage failed.
+    #[error("{stage}")]
+    Stage {
+        /// Which one.
+        stage: Stage,
+        /// The cause.
+        #[source]
+        failure: StageFailure,
+    },
+}
+
+/// Why a stage failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StageFailure {
+    /// It took too long.
+    #[error("no answer within {} s{console}", .deadline.as_secs_f32())]
+    Deadline {
+        /// The time it had.
+        deadline: Duration,
+        /// What the guest last said.
+        console: ConsoleTail,
+    },
+    /// The machine ended.
+    #[error(transparent)]
+    MachineEnded(#[from] MachineEnd),
+    /// The agent gave up.
+    #[error("the agent gave up: {message}{console}")]
+    Agent {
+        /// Its own words.
+        message: String,
+        /// What the guest last said.
+        console: ConsoleTail,
+    },
+    /// The agent is of another version.
+    #[error("the agent speaks version {theirs} of the protocol and this runtime version {PROTOCOL_VERSION}")]
+    Version {
+        /// The agent's.
+        theirs: u32,
+    },
+    /// The agent's first word was none, or never came.
+    #[error("receiving the agent's first event")]
+    Event(#[from] EventError),
+    /// The agent's connection could not be accepted.
+    #[error("accepting the agent's connection")]
+    Accept(#[source] io::Error),
+    /// The agent's ports could not be reached.
+    #[error("reaching the agent")]
+    Connect(#[from] ConnectError),
+    /// The agent refused.
+    #[error("asking the agent")]
+    Call(#[from] ttrpc::Error),
+}
+
+/// Runs one stage against its deadline and the machine's end.
+///
+/// # Errors
+/// When it fails, the machine ends, or the deadline passes.
+pub async fn stage<T>(
+    stage: Stage,
+    deadline: Duration,
+    vmm: &VmmProcess,
+    console_ring: &std::path::Path,
+    work: impl Future<Output = Result<T, StageFailure>>,
+) -> Result<T, BootError> {
+    let raced = async {
+        tokio::select! {
+            // A machine that ends makes every connection fail as well; its own account is the better one.
+            biased;
+            result = work => match result {
+                Err(StageFailure::Event(_) | StageFailure::Connect(_) | StageFailure::Call(_))
+                    if let Some(end) = soon_ended(vmm).await => Err(end.into()),
+                result => result,
+            },
+            end = vmm.ended() => Err(end.into()),
+        }
+    };
+    let result = timeout(deadline, raced).await.unwrap_or_else(|_| {
+        Err(StageFailure::Deadline {
+            deadline,
+            console: ConsoleTail::read(console_ring),
+        })
+    });
+    result.map_err(|failure| BootError::Stage { stage, failure })
+}
+
+/// The machine's end, where it is about to be told.
+pub async fn soon_ended(vmm: &VmmProcess) -> Option<MachineEnd> {
+    timeout(Duration::from_millis(500), vmm.ended()).await.ok()
+}
+
+/// Waits for the agent's first word; the connection is kept for its later ones.
+///
+/// # Errors
+/// When the agent gives up, or is of another version, or the connection fails.
+pub async fn agent_ready(
+    listener: &UnixListener,
+    console_ring: &std::path::Path,
+) -> Result<UnixStream, StageFailure> {
+    let (mut connection, _) = listener.accept().await.map_err(StageFailure::Accept)?;
+    match event::receive(&mut connection).await? {
+        Some(Event::Ready(ready)) if ready.protocol_version == PROTOCOL_VERSION => Ok(connection),
+        Some(Event::Ready(ready)) => Err(StageFailure::Version {
+            theirs: ready.protocol_version,
+        }),
+        Some(Event::Fatal(fatal)) => Err(StageFailure::Agent {
+            message: fatal.message,
+            console: ConsoleTail::read(console_ring),
+        }),
+        // Closed without a word.
+        _ => Err(EventError::Io(io::ErrorKind::UnexpectedEof.into()).into()),
+    }
+}

@@ -1,0 +1,29 @@
+//! `bulkhead-oci delete`
+
+use container::{Container, ContainerId, StateError};
+
+use super::log::Log;
+use super::{GlobalOptions, OciError};
+
+/// Remove a stopped container and all it left
+#[derive(Debug, clap::Args)]
+pub(super) struct DeleteArguments {
+    /// The container
+    #[arg(value_name = "ID")]
+    id: ContainerId,
+    /// Kill a container that is created or running first; one that does not exist is no error
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl DeleteArguments {
+    pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
+        let mut container = match Container::load(&global.root, &self.id) {
+            Err(StateError::NotFound { .. }) if self.force => return Ok(()),
+            container => container?,
+        };
+        container.delete(self.force)?;
+        log.debug(|| format!("deleted container {}", self.id));
+        Ok(())
+    }
+}

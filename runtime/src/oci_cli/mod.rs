@@ -1,0 +1,159 @@
+//! The OCI command line, with runc's names, options and meanings.
+//!
+//! It starts once for each step of a container's life, so its own start is part of every container's: it uses the
+//! engine and nothing else, has one thread, and makes no other process than the container's.
+
+mod create;
+mod delete;
+mod error;
+mod kill;
+mod log;
+mod start;
+mod state;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use container::{Container, ContainerId};
+
+pub use error::OciError;
+
+use crate::isolation::{Isolation, UnknownIsolation};
+use log::{Log, LogFormat};
+
+/// Runs containers of OCI bundles.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-oci", version, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What may stand before or after the verb.
+#[derive(Debug, clap::Args)]
+struct GlobalOptions {
+    /// The folder of the containers' states
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/bulkhead-oci")]
+    root: PathBuf,
+    /// A file to which errors and warnings are appended; errors also go to standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How the log is written
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Also log what is done
+    #[arg(long, global = true)]
+    debug: bool,
+    /// The wall a new container stands behind, microvm or shared-kernel; it wins over the annotation
+    #[arg(long, global = true, value_name = "WALL", value_parser = parse_isolation)]
+    isolation: Option<Isolation>,
+}
+
+fn parse_isolation(word: &str) -> Result<Isolation, UnknownIsolation> {
+    word.parse()
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Create(create::CreateArguments),
+    Start(start::StartArguments),
+    State(state::StateArguments),
+    Kill(kill::KillArguments),
+    Delete(delete::DeleteArguments),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let log = match Log::open(
+        arguments.global.log.as_deref(),
+        arguments.global.log_format,
+        arguments.global.debug,
+    ) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("bulkhead-oci: {}", log::chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    match arguments.verb.run(&arguments.global, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = log::chain(&error);
+            log.error(&message);
+            eprintln!("bulkhead-oci: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Verb {
+    fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
+        match self {
+            Verb::Create(arguments) => arguments.run(global, log),
+            Verb::Start(arguments) => arguments.run(global, log),
+            Verb::State(arguments) => arguments.run(global),
+            Verb::Kill(arguments) => arguments.run(global, log),
+            Verb::Delete(arguments) => arguments.run(global, log),
+        }
+    }
+}
+
+fn load(global: &GlobalOptions, id: &ContainerId) -> Result<Container, OciError> {
+    Ok(Container::load(&global.root, id)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_accepted_before_and_after_the_id() {
+        let before = [
+            "bulkhead-oci",
+            "--root",
+            "/r",
+            "create",
+            "--bundle",
+            "/b",
+            "--isolation",
+            "shared-kernel",
+            "web",
+        ];
+        let after = [
+            "bulkhead-oci",
+            "create",
+            "web",
+            "-b",
+            "/b",
+            "--isolation=shared-kernel",
+            "--root=/r",
+        ];
+        for words in [&before[..], &after[..]] {
+            let arguments = Arguments::try_parse_from(words).unwrap();
+            assert_eq!(arguments.global.root, PathBuf::from("/r"));
+            assert_eq!(arguments.global.isolation, Some(Isolation::SharedKernel));
+        }
+    }
+
+    #[test]
+    fn unknown_walls_flags_and_ids_are_errors() {
+        for words in [
+            &["bulkhead-oci", "--isolation", "none", "state", "web"][..],
+            &["bulkhead-oci", "create", "--no-such-flag", "web"],
+            &["bulkhead-oci", "state", "../web"],
+            &["bulkhead-oci", "kill", "web", "NOPE"],
+            &["bulkhead-oci", "state"],
+        ] {
+            assert!(Arguments::try_parse_from(words).is_err(), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! One image behind one wall, looked at from inside and from the host.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use super::host_view::{HostProcess, emulated_instructions};
+use crate::configuration::Configuration;
+use crate::isolation::Isolation;
+use crate::micro_vm::MachinePaths;
+use crate::sandbox::directory;
+use crate::sandbox::record::SandboxRecord;
+
+/// What the container says of itself, then waits to be looked at until its input ends.
+const SELF_PORTRAIT: &str = "echo; uname -r; cat /proc/sys/kernel/random/boot_id; echo $$; id -u; cat";
+
+/// Reads 200 MiB into memory at once.
+const MEMORY_HOG: &str = "exec dd if=/dev/zero of=/dev/null bs=200M count=1";
+
+/// Less than [`MEMORY_HOG`] takes.
+const MEMORY_LIMIT: &str = "32m";
+
+/// What was seen.
+#[derive(Debug)]
+pub(crate) struct Observation {
+    /// By the process inside.
+    pub(crate) kernel_release: String,
+    /// By the process inside.
+    pub(crate) boot_id: String,
+    /// By the process inside.
+    pub(crate) pid_inside: String,
+    /// By the process inside.
+    pub(crate) uid_inside: String,
+    /// The process that stands for the container on the host.
+    pub(crate) host: HostProcess,
+    /// The exit code of a command that takes more memory than its limit.
+    pub(crate) overrun_exit: i32,
+    /// From the command line to the first byte.
+    pub(crate) first_output: Duration,
+    /// Instructions of the guest's kernel that KVM emulated; `None` without a guest.
+    pub(crate) emulated_instructions: Option<u64>,
+}
+
+/// Runs `image` behind `wall` and looks at it.
+pub(crate) fn observe(
+    configuration: &Configuration,
+    image: &str,
+    wall: Isolation,
+) -> anyhow::Result<Observation> {
+    let name = format!("compare-{}-{wall}", std::process::id());
+    let begun = Instant::now();
+    let mut child = run(
+        configuration,
+        wall,
+        &["--interactive", "--name", &name],
+        image,
+        SELF_PORTRAIT,
+    )?
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .spawn()
+    .context("running ourselves")?;
+    let mut lines = BufReader::new(child.stdout.take().context("a pipe from the container")?).lines();
+    let mut next = || lines.next().transpose().map(Option::unwrap_or_default);
+    next()?;
+    let first_output = begun.elapsed();
+    let [kernel_release, boot_id, pid_inside, uid_inside] = [next()?, next()?, next()?, next()?];
+    ensure!(
+        !uid_inside.is_empty(),
+        "the container behind {wall} ended before it had introduced itself"
+    );
+
+    let folder = directory::path_of(&configuration.run_root, &name);
+    let record = SandboxRecord::read(&folder)?;
+    let stands_for_it = record
+        .vmm
+        .or(record.init)
+        .context("the record names no process on the host")?;
+    let host = HostProcess::examine(stands_for_it.pid)?;
+    let emulated_instructions = match wall {
+        Isolation::SharedKernel => None,
+        Isolation::MicroVm => Some(emulated_instructions(
+            &MachinePaths::of(&folder.join("vm")).control_socket,
+        )?),
+    };
+    drop(child.stdin.take());
+    let status = child.wait()?;
+    ensure!(
+        status.success(),
+        "the container behind {wall} ended with {status}"
+    );
+
+    let overrun = run(
+        configuration,
+        wall,
+        &["--memory", MEMORY_LIMIT],
+        image,
+        MEMORY_HOG,
+    )?
+    .stdin(Stdio::null())
+    .stderr(Stdio::null())
+    .status()?;
+    let overrun_exit = overrun.code().context("our own process was killed")?;
+    Ok(Observation {
+        kernel_release,
+        boot_id,
+        pid_inside,
+        uid_inside,
+        host,
+        overrun_exit,
+        first_output,
+        emulated_instructions,
+    })
+}
+
+/// `bulkhead run --rm` by this very binary, with the roots in force.
+fn run(
+    configuration: &Configuration,
+    wall: Isolation,
+    options: &[&str],
+    image: &str,
+    script: &str,
+) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("finding our own binary")?);
+    if let Some(file) = &configuration.file {
+        command.arg("--config").arg(file);
+    }
+    command
+        .arg("--root")
+        .arg(&configuration.root)
+        .arg("--run-root")
+        .arg(&configuration.run_root);
+    command
+        .args(["run", "--rm", "--isolation", wall.as_str()])
+        .args(options);
+    command.arg(image).args(["sh", "-c", script]);
+    Ok(command)
+}

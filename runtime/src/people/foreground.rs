@@ -1,0 +1,101 @@
+//! Standing before a running container: signals and window sizes go in, the exit comes out.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::sandbox::{ExitStatus, Sandbox};
+use crate::terminal;
+
+/// The signals that are the container's to handle.
+const FORWARDED: [i32; 6] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
+
+/// The interrupt after which patience ends: a container's init that installed no handler ignores the signal for good
+/// (pid_namespaces(7)).
+const LAST_INTERRUPT: u32 = 3;
+
+/// Signals received from now on; made before the container exists, so that none is lost.
+pub(crate) struct ForwardedSignals(mpsc::UnboundedReceiver<i32>);
+
+impl ForwardedSignals {
+    /// Takes the signals over from their default actions.
+    ///
+    /// # Errors
+    /// When a handler cannot be installed.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        for number in FORWARDED {
+            let mut stream = signal(SignalKind::from_raw(number))?;
+            let sender = sender.clone();
+            tokio::spawn(
+                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
+        }
+        Ok(Self(receiver))
+    }
+
+    /// The next one.
+    pub(crate) async fn next(&mut self) -> i32 {
+        match self.0.recv().await {
+            Some(number) => number,
+            // The senders live as long as the runtime.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Waits for the container, forwarding what comes for it.
+///
+/// # Errors
+/// When waiting fails; a signal that cannot be forwarded is reported and no reason to stop.
+pub(crate) async fn wait(
+    sandbox: &dyn Sandbox,
+    id: &str,
+    signals: &mut ForwardedSignals,
+    has_terminal: bool,
+) -> anyhow::Result<ExitStatus> {
+    let mut window = signal(SignalKind::window_change()).context("watching the window's size")?;
+    if has_terminal {
+        follow_size(sandbox, id).await;
+    }
+    let exit = sandbox.wait(id);
+    tokio::pin!(exit);
+    let mut interrupts = 0;
+    loop {
+        tokio::select! {
+            status = &mut exit => return Ok(status?),
+            number = signals.next() => {
+                interrupts += u32::from(number == libc::SIGINT || number == libc::SIGTERM);
+                let number = if interrupts >= LAST_INTERRUPT { libc::SIGKILL } else { number };
+                if let Err(error) = sandbox.kill(id, number).await {
+                    eprintln!("bulkhead: {:#}", anyhow::Error::new(error));
+                }
+            }
+            Some(()) = next(&mut window), if has_terminal => follow_size(sandbox, id).await,
+        }
+    }
+}
+
+async fn next(signal: &mut Signal) -> Option<()> {
+    signal.recv().await
+}
+
+/// Gives the container's terminal the size of ours.
+async fn follow_size(sandbox: &dyn Sandbox, id: &str) {
+    let Some(size) = terminal::size(io::stdout().as_fd()) else {
+        return;
+    };
+    if let Err(error) = sandbox.resize_terminal(id, size.columns, size.rows).await {
+        eprintln!("bulkhead: {:#}\r", anyhow::Error::new(error));
+    }
+}

@@ -1,0 +1,81 @@
+//! The commands of `bulkhead`, one file each.
+
+mod compare;
+mod foreground;
+mod ps;
+mod rm;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::configuration::Configuration;
+
+/// What a shell gets when bulkhead itself has failed, as with other container tools.
+const OWN_FAILURE: u8 = 125;
+
+/// One OCI image, two walls: containers on the host's kernel or in a microVM of their own.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, about)]
+struct Cli {
+    /// Configuration file (TOML) [default: /etc/bulkhead/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of images and writable layers [default: /var/lib/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Folder of the state of what runs [default: /run/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container and wait for it
+    Run(Box<run::Arguments>),
+    /// List the containers that run, have ended, or were abandoned
+    Ps(ps::Arguments),
+    /// Run an image behind both walls and print what differs
+    Compare(compare::Arguments),
+    /// Remove containers that have ended, with their writable layers
+    Rm(rm::Arguments),
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            // Help and version are no failures; where they cannot be printed nobody is listening.
+            let _ = refusal.print();
+            return ExitCode::from(if refusal.use_stderr() { OWN_FAILURE } else { 0 });
+        }
+    };
+    match execute(cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::from(OWN_FAILURE)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<u8> {
+    let mut configuration = Configuration::load(cli.config.as_deref())?;
+    if let Some(root) = cli.root {
+        configuration.root = std::path::absolute(root)?;
+    }
+    if let Some(run_root) = cli.run_root {
+        configuration.run_root = std::path::absolute(run_root)?;
+    }
+    match cli.command {
+        Command::Run(arguments) => run::run(&configuration, *arguments),
+        Command::Compare(arguments) => compare::compare(&configuration, &arguments),
+        Command::Ps(arguments) => ps::ps(&configuration, &arguments),
+        Command::Rm(arguments) => rm::rm(&configuration, &arguments),
+    }
+}

@@ -1,0 +1,94 @@
+//! Which device answers which port and which address.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::console_ring::ConsoleRing;
+use crate::devices::early_console::EarlyConsole;
+use crate::devices::reset_line;
+use crate::devices::virtio::mmio_transport::MmioTransport;
+use crate::memory::layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES};
+
+/// What a read from nothing gives.
+const NOBODY: u8 = 0xff;
+
+/// What a write to a port did beside reaching its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortWrite {
+    /// Nothing.
+    Taken,
+    /// It pulled the reset line.
+    Reset,
+}
+
+/// All devices of a machine; shared by its vCPU threads.
+pub struct Bus {
+    early_console: Mutex<EarlyConsole>,
+    /// In the order of their windows.
+    transports: Vec<Mutex<MmioTransport>>,
+}
+
+impl Bus {
+    /// A bus with an early console that writes to `console`, and a window for each of `transports` in order.
+    pub fn new(console: Arc<ConsoleRing>, transports: Vec<MmioTransport>) -> Self {
+        Self {
+            early_console: Mutex::new(EarlyConsole::new(console)),
+            transports: transports.into_iter().map(Mutex::new).collect(),
+        }
+    }
+
+    /// Answers an `in` from `port`.
+    pub fn read_port(&self, port: u16, data: &mut [u8]) {
+        let value = match port {
+            reset_line::PORT => reset_line::STATUS,
+            _ => EarlyConsole::register(port)
+                .map_or(NOBODY, |register| lock(&self.early_console).read(register)),
+        };
+        data.fill(value);
+    }
+
+    /// Takes an `out` to `port`: one byte, or with a repeated instruction several.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> PortWrite {
+        if port == reset_line::PORT && data.contains(&reset_line::PULSE) {
+            return PortWrite::Reset;
+        }
+        if let Some(register) = EarlyConsole::register(port) {
+            lock(&self.early_console).write(register, data);
+        }
+        PortWrite::Taken
+    }
+
+    /// Answers a read from device memory.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        match self.window(address) {
+            Some((transport, offset)) => transport.read(offset, data),
+            None => data.fill(NOBODY),
+        }
+    }
+
+    /// Takes a write to device memory.
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
+        if let Some((mut transport, offset)) = self.window(address) {
+            transport.write(offset, data);
+        }
+    }
+
+    /// Stops every device's thread.
+    pub fn reset(&self) {
+        for transport in &self.transports {
+            lock(transport).reset();
+        }
+    }
+
+    fn window(&self, address: u64) -> Option<(MutexGuard<'_, MmioTransport>, u64)> {
+        let offset = address.checked_sub(VIRTIO_MMIO)?;
+        let transport = self
+            .transports
+            .get(usize::try_from(offset / VIRTIO_MMIO_BYTES).ok()?)?;
+        Some((lock(transport), offset % VIRTIO_MMIO_BYTES))
+    }
+}
+
+/// A device another thread panicked in still answers as well as it can.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

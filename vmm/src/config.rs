@@ -1,0 +1,355 @@
+//! What a machine is made of: the document that `bulkhead-vmm --config` reads.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::layout;
+
+/// The longest file system tag: virtio-fs has 36 bytes for it (virtio 1.2, section 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+/// The least context id of a guest; 0, 1 and 2 belong to the hypervisor, the local loopback and the host.
+pub const MIN_GUEST_CID: u32 = 3;
+/// The greatest context id of a guest; the one above is the wildcard.
+pub const MAX_GUEST_CID: u32 = u32::MAX - 1;
+/// The greatest memory of a machine: 1 TiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// The longest text that may be added to the kernel's command line. The kernel takes 2047 bytes in all, and the
+/// built-in words and the announcements of the greatest number of devices fit into the rest.
+pub const MAX_COMMAND_LINE_BYTES: usize = 1024;
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The guest's kernel: an uncompressed x86-64 ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The guest's initial file system: an uncompressed cpio archive.
+    pub initramfs: PathBuf,
+    /// Words appended to the built-in kernel command line.
+    #[serde(default)]
+    pub command_line: String,
+    /// The number of vCPUs, from 1 to [`layout::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+    /// The file that receives the guest's console; it outlives this process.
+    pub console_ring: PathBuf,
+    /// The guest's vsock device, if it has one.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Host directories the guest can mount, at most [`layout::MAX_SHARED_DIRECTORIES`].
+    #[serde(default)]
+    pub shared_directories: Vec<SharedDirectory>,
+    /// Where to listen for [control requests](crate::control), if at all.
+    #[serde(default)]
+    pub control_socket: Option<PathBuf>,
+    /// Whether the machine is killed when the thread that started it ends.
+    #[serde(default)]
+    pub die_with_parent: bool,
+}
+
+/// A vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, from [`MIN_GUEST_CID`] to [`MAX_GUEST_CID`].
+    pub guest_cid: u32,
+    /// The unix socket that stands for the guest on the host.
+    pub socket: PathBuf,
+}
+
+/// A host directory shared with the guest over virtio-fs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedDirectory {
+    /// The name the guest mounts it by, 1 to [`MAX_TAG_BYTES`] bytes.
+    pub tag: String,
+    /// The directory on the host.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Why a machine's description was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The document could not be read.
+    #[error("reading the machine's description from {}", .path.display())]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The document is not a machine's description.
+    #[error("parsing the machine's description from {}", .path.display())]
+    Parse {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A number of vCPUs no machine has.
+    #[error("{vcpus} vcpus: a machine has 1 to {}", layout::MAX_VCPUS)]
+    Vcpus {
+        /// The number asked for.
+        vcpus: u8,
+    },
+    /// An amount of memory no machine has.
+    #[error("{memory_mib} MiB of memory: a machine has 1 to {MAX_MEMORY_MIB}")]
+    Memory {
+        /// The amount asked for.
+        memory_mib: u32,
+    },
+    /// A command line the kernel cannot take.
+    #[error(
+        "the command line {reason}: it is one line of at most {MAX_COMMAND_LINE_BYTES} printable ASCII bytes"
+    )]
+    CommandLine {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A context id that is not a guest's.
+    #[error("guest_cid {guest_cid}: a guest has {MIN_GUEST_CID} to {MAX_GUEST_CID}")]
+    GuestCid {
+        /// The context id asked for.
+        guest_cid: u32,
+    },
+    /// A tag that the device cannot hold.
+    #[error("the tag {tag:?} of {} has {} bytes: a tag has 1 to {MAX_TAG_BYTES} and no NUL", .path.display(), .tag.len())]
+    Tag {
+        /// The tag.
+        tag: String,
+        /// The directory it is to name.
+        path: PathBuf,
+    },
+    /// One tag for two directories.
+    #[error("two shared directories have the tag {tag:?}")]
+    SameTag {
+        /// The tag.
+        tag: String,
+    },
+    /// More directories than interrupt lines.
+    #[error(
+        "{count} shared directories: a machine has at most {}",
+        layout::MAX_SHARED_DIRECTORIES
+    )]
+    SharedDirectories {
+        /// The number asked for.
+        count: usize,
+    },
+}
+
+impl MachineConfig {
+    /// Reads and validates the description in the file at `path`; `-` is the standard input.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not a description, or describes a machine that cannot be.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = if path == Path::new("-") {
+            io::read_to_string(io::stdin())
+        } else {
+            std::fs::read_to_string(path)
+        }
+        .map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source,
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks all that can be checked without opening a file.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.vcpus == 0 || self.vcpus > layout::MAX_VCPUS {
+            return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        if self.memory_mib == 0 || self.memory_mib > MAX_MEMORY_MIB {
+            return Err(ConfigError::Memory {
+                memory_mib: self.memory_mib,
+            });
+        }
+        if self.command_line.len() > MAX_COMMAND_LINE_BYTES {
+            return Err(ConfigError::CommandLine {
+                reason: "is too long",
+            });
+        }
+        if !self
+            .command_line
+            .bytes()
+            .all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        {
+            return Err(ConfigError::CommandLine {
+                reason: "holds a byte that is not printable ASCII",
+            });
+        }
+        if let Some(VsockConfig { guest_cid, .. }) = self.vsock
+            && !(MIN_GUEST_CID..=MAX_GUEST_CID).contains(&guest_cid)
+        {
+            return Err(ConfigError::GuestCid { guest_cid });
+        }
+        self.validate_shared_directories()
+    }
+
+    fn validate_shared_directories(&self) -> Result<(), ConfigError> {
+        let count = self.shared_directories.len();
+        if count > layout::MAX_SHARED_DIRECTORIES {
+            return Err(ConfigError::SharedDirectories { count });
+        }
+        let mut tags = HashSet::new();
+        for SharedDirectory { tag, path, .. } in &self.shared_directories {
+            if tag.is_empty() || tag.len() > MAX_TAG_BYTES || tag.contains('\0') {
+                return Err(ConfigError::Tag {
+                    tag: tag.clone(),
+                    path: path.clone(),
+                });
+            }
+            if !tags.insert(tag) {
+                return Err(ConfigError::SameTag { tag: tag.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MachineConfig {
+        MachineConfig {
+            kernel: "vmlinux".into(),
+            initramfs: "initramfs".into(),
+            command_line: String::new(),
+            vcpus: 1,
+            memory_mib: 128,
+            console_ring: "console".into(),
+            vsock: None,
+            shared_directories: Vec::new(),
+            control_socket: None,
+            die_with_parent: false,
+        }
+    }
+
+    fn shared(tag: &str) -> SharedDirectory {
+        SharedDirectory {
+            tag: tag.into(),
+            path: "/srv".into(),
+            read_only: true,
+        }
+    }
+
+    fn refusal(config: &MachineConfig) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_machine_is_accepted_and_survives_the_trip_through_json() {
+        let config = MachineConfig {
+            vsock: Some(VsockConfig {
+                guest_cid: 3,
+                socket: "vsock".into(),
+            }),
+            shared_directories: vec![shared("rootfs")],
+            ..config()
+        };
+        config.validate().unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn only_five_fields_are_required() {
+        let json = r#"{"kernel":"k","initramfs":"i","vcpus":1,"memory_mib":64,"console_ring":"c"}"#;
+        let config: MachineConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.command_line, "");
+        assert_eq!(config.vsock, None);
+        assert!(!config.die_with_parent);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let json =
+            r#"{"kernel":"k","initramfs":"i","vcpus":1,"memory_mib":64,"console_ring":"c","memroy_mib":1}"#;
+        let error = serde_json::from_str::<MachineConfig>(json)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("unknown field `memroy_mib`"), "{error}");
+    }
+
+    #[test]
+    fn no_vcpu_and_too_many_are_refused_with_the_range() {
+        assert_eq!(
+            refusal(&MachineConfig { vcpus: 0, ..config() }),
+            "0 vcpus: a machine has 1 to 32"
+        );
+        assert_eq!(
+            refusal(&MachineConfig {
+                vcpus: 33,
+                ..config()
+            }),
+            "33 vcpus: a machine has 1 to 32"
+        );
+    }
+
+    #[test]
+    fn no_memory_is_refused() {
+        let error = refusal(&MachineConfig {
+            memory_mib: 0,
+            ..config()
+        });
+        assert_eq!(error, "0 MiB of memory: a machine has 1 to 1048576");
+    }
+
+    #[test]
+    fn a_command_line_with_a_newline_is_refused() {
+        let error = refusal(&MachineConfig {
+            command_line: "quiet\ninit=/bin/sh".into(),
+            ..config()
+        });
+        assert!(error.contains("not printable"), "{error}");
+    }
+
+    #[test]
+    fn the_hosts_context_id_is_refused() {
+        let vsock = Some(VsockConfig {
+            guest_cid: 2,
+            socket: "vsock".into(),
+        });
+        let error = refusal(&MachineConfig { vsock, ..config() });
+        assert!(error.starts_with("guest_cid 2: a guest has 3 to"), "{error}");
+    }
+
+    #[test]
+    fn a_tag_of_37_bytes_is_refused() {
+        let shared_directories = vec![shared(&"x".repeat(37))];
+        let error = refusal(&MachineConfig {
+            shared_directories,
+            ..config()
+        });
+        assert!(error.contains("has 37 bytes: a tag has 1 to 36"), "{error}");
+    }
+
+    #[test]
+    fn one_tag_for_two_directories_is_refused() {
+        let shared_directories = vec![shared("data"), shared("data")];
+        let error = refusal(&MachineConfig {
+            shared_directories,
+            ..config()
+        });
+        assert_eq!(error, "two shared directories have the tag \"data\"");
+    }
+}

@@ -1,0 +1,209 @@
+//! The thread of a device.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::ActivateError;
+use super::device_queue::{Chain, DeviceQueue, QueueError};
+use super::failure::{DeviceFailure, FailureHandler};
+use super::interrupt::Interrupt;
+
+/// Why a device's thread ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    /// One of the queues is unusable.
+    #[error("serving queue {index}")]
+    Queue {
+        /// The queue's index.
+        index: usize,
+        /// The cause.
+        #[source]
+        source: QueueError,
+    },
+    /// The host's side of the device broke.
+    #[error("{doing}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl WorkerError {
+    /// For `map_err`: an error of the queue at `index`.
+    pub(crate) fn queue(index: usize) -> impl Fn(QueueError) -> Self {
+        move |source| Self::Queue { index, source }
+    }
+
+    /// For `map_err`: the host could not do `doing`.
+    pub(crate) fn host(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Host { doing, source }
+    }
+}
+
+/// A running device thread; stopped and joined when dropped.
+pub(crate) struct Worker {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts `run` on a thread named after `device`. `run` ends when the event it is given becomes readable; if it
+    /// ends with an error, either the driver is asked for a reset or the failure is reported, depending on whose
+    /// fault it is.
+    ///
+    /// # Errors
+    /// When there is no event or thread to be had.
+    pub(crate) fn start<F>(
+        device: &'static str,
+        interrupt: Arc<Interrupt>,
+        failures: FailureHandler,
+        run: F,
+    ) -> Result<Self, ActivateError>
+    where
+        F: FnOnce(&EventFd) -> Result<(), WorkerError> + Send + 'static,
+    {
+        let failed = |source| ActivateError::Thread { device, source };
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
+        let stop_seen_by_thread = stop.try_clone().map_err(failed)?;
+        let thread = thread::Builder::new()
+            .name(device.to_owned())
+            .spawn(move || {
+                let failure: Box<dyn Error + Send + Sync> = match run(&stop_seen_by_thread) {
+                    Ok(()) => return,
+                    Err(WorkerError::Queue { source, .. }) if source.is_drivers_fault() => {
+                        match interrupt.request_reset() {
+                            Ok(()) => return,
+                            Err(error) => Box::new(error),
+                        }
+                    }
+                    Err(error) => Box::new(error),
+                };
+                failures(DeviceFailure {
+                    device,
+                    source: failure,
+                });
+            })
+            .map_err(failed)?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // An eventfd refuses a write only when its counter is full, and then it is readable already.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic has been printed by the thread itself; there is nobody left to hand it to.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An epoll set whose members are known by number.
+pub(crate) struct Poller {
+    epoll: Epoll,
+}
+
+impl Poller {
+    /// Events reported by one wait at most; the others are reported by the next.
+    const BATCH: usize = 64;
+
+    /// An empty set.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: Epoll::new()? })
+    }
+
+    /// Adds `fd` under the number `token`. It leaves the set when it is closed.
+    pub(crate) fn add(&self, fd: &impl AsRawFd, interest: EventSet, token: u64) -> io::Result<()> {
+        let event = EpollEvent::new(interest, token);
+        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+    }
+
+    /// Waits for events, at most `timeout`, for ever without one. An interrupted wait reports none.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<(u64, EventSet)>> {
+        // Rounded up, so that a deadline has passed when the wait for it ends.
+        let timeout = timeout.map_or(-1, |timeout| {
+            let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
+            i32::try_from(milliseconds).unwrap_or(i32::MAX)
+        });
+        let mut events = [EpollEvent::default(); Self::BATCH];
+        let count = match self.epoll.wait(timeout, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        let events = events.iter().take(count);
+        Ok(events.map(|event| (event.data(), event.event_set())).collect())
+    }
+}
+
+/// Serves a device that has nothing to wait for but its queues: hands each chain to `handle`, which returns the number
+/// of bytes it wrote into it. What is available when `stop` is raised is still served, so that nothing a guest sent
+/// before it ended is lost.
+pub(crate) fn serve_queues(
+    queues: &mut [DeviceQueue],
+    stop: &EventFd,
+    mut handle: impl FnMut(&Chain) -> u32,
+) -> Result<(), WorkerError> {
+    const STOP: u64 = u64::MAX;
+    let poller = Poller::new().map_err(WorkerError::host("creating an epoll set"))?;
+    poller
+        .add(stop, EventSet::IN, STOP)
+        .map_err(WorkerError::host("watching the stop event"))?;
+    for (index, queue) in queues.iter().enumerate() {
+        poller
+            .add(queue.notification(), EventSet::IN, index as u64)
+            .map_err(WorkerError::host("watching a notification"))?;
+    }
+
+    // Whatever came before the events were watched has raised them already, so the first wait returns at once.
+    let mut more = false;
+    loop {
+        let events = poller
+            .wait(more.then_some(Duration::ZERO))
+            .map_err(WorkerError::host("waiting for notifications"))?;
+        let stopping = events.iter().any(|(token, _)| *token == STOP);
+        more = false;
+        for (index, queue) in queues.iter_mut().enumerate() {
+            if events.iter().any(|(token, _)| *token == index as u64) {
+                queue.take_notification().map_err(WorkerError::queue(index))?;
+            }
+            more |= serve_one_round(queue, &mut handle).map_err(WorkerError::queue(index))?;
+        }
+        if stopping {
+            return Ok(());
+        }
+    }
+}
+
+/// Serves at most one ring full of chains, so that a driver that never stops adding some cannot keep the thread from
+/// its other events. Returns whether there may be more.
+fn serve_one_round(
+    queue: &mut DeviceQueue,
+    handle: &mut impl FnMut(&Chain) -> u32,
+) -> Result<bool, QueueError> {
+    queue.pause_notifications()?;
+    for _ in 0..queue.size() {
+        let Some(chain) = queue.pop()? else {
+            queue.interrupt_if_wanted()?;
+            return queue.resume_notifications();
+        };
+        let written = handle(&chain);
+        queue.complete(chain.head_index(), written)?;
+    }
+    queue.interrupt_if_wanted()?;
+    Ok(true)
+}

@@ -1,0 +1,14 @@
+//! Machines booted through the real program: flat guests of a few bytes, and the real kernel.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "in tests an unwrap is an assertion"
+)]
+
+mod bad_input;
+mod cpio;
+mod flat_guest;
+mod kernel_boot;
+mod program;
+mod stopping;
