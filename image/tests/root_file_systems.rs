@@ -401,6 +401,33 @@ fn apply(tree: &mut BTreeMap<String, String>, layer: &[(&str, Change)]) {
 }
 
 #[test]
+fn a_folder_that_only_whiteouts_lie_in_is_deleted_with_them() {
+    in_private_mounts(|place| {
+        fs::create_dir(place.path("mnt")).unwrap();
+        let mut whiteouts = vec![
+            Entry::whiteout("a/b/c/d"),
+            Entry::whiteout("a/b/e"),
+            Entry::whiteout("a/b"),
+        ];
+        for _ in 0..whiteouts.len() {
+            whiteouts.rotate_left(1);
+            let below = [Entry::file("a/b/c/d", "1"), Entry::file("a/b/e", "2")];
+            let image = image_builder::Image::new()
+                .layer(Compression::None, below)
+                .layer(Compression::None, whiteouts.clone());
+            let image = place.import(&image);
+            let store = place.store();
+            let container = store.create_container("c", &image).unwrap();
+            let mount = container.mount_at(place.path("mnt")).unwrap();
+            let found = tree(mount.path());
+            mount.unmount().unwrap();
+            container.remove().unwrap();
+            assert_eq!(found.into_keys().collect::<Vec<_>>(), ["a"]);
+        }
+    });
+}
+
+#[test]
 fn any_layers_mount_to_what_the_specification_says() {
     in_private_mounts(|place| {
         fs::create_dir(place.path("mnt")).unwrap();

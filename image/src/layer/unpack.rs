@@ -1,14 +1,15 @@
 //! Makes what a layer's entries describe.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::entry_name::{self, Meaning, shown};
-use super::folder_resolution::{self as folders, Implied, Literal, file_type, is_whiteout};
+use super::folder_resolution::{self as folders, Implied, Literal, Resolved, file_type, is_whiteout};
 use super::metadata::{self, failed};
 use super::{Destination, LayerError};
 use crate::tar_stream::{Entry, Kind, Skip, TarStream};
@@ -22,6 +23,8 @@ pub(super) struct Unpacker<'a> {
     times: Vec<Implied>,
     /// Whiteouts made, as paths free of links.
     whiteouts: Vec<Vec<u8>>,
+    /// Folders that no entry described, made for whiteouts to lie in: inodes, and paths free of links.
+    for_whiteouts: HashMap<u64, Vec<u8>>,
     /// The folder of the last entry: the next one usually lies beside it.
     last: Option<(Vec<u8>, OwnedFd)>,
     chunk: Vec<u8>,
@@ -35,6 +38,7 @@ impl<'a> Unpacker<'a> {
             destination,
             times,
             whiteouts: Vec::new(),
+            for_whiteouts: HashMap::new(),
             last: None,
             chunk: vec![0; CHUNK],
         })
@@ -76,6 +80,7 @@ impl<'a> Unpacker<'a> {
     /// Completes the layer after its last entry.
     pub(super) fn finish(self) -> Result<(), LayerError> {
         self.remove_needless_whiteouts()?;
+        self.remove_deleted_folders()?;
         self.set_folder_times()
     }
 
@@ -85,6 +90,7 @@ impl<'a> Unpacker<'a> {
             return Ok(());
         }
         let parent = folders::open_or_make(self.destination, path, entry, &mut self.times)?;
+        self.described(&parent.folder, entry)?;
         metadata::set_opaque(parent.folder).map_err(failed(entry, "marking its folder opaque"))
     }
 
@@ -104,13 +110,10 @@ impl<'a> Unpacker<'a> {
                 }
             }
         }
-        let parent = folders::open_or_make(self.destination, path, entry, &mut self.times)?;
+        let parent = self.folder_for_whiteouts(path, entry)?;
         match folders::stat(&parent.folder, hidden).map_err(failed(entry, action))? {
             None => {
-                let device = rustix::fs::makedev(0, 0);
-                let kind = FileType::CharacterDevice;
-                rustix::fs::mknodat(&parent.folder, hidden, kind, Mode::empty(), device)
-                    .map_err(failed(entry, action))?;
+                make_whiteout(&parent.folder, hidden).map_err(failed(entry, action))?;
                 self.whiteouts.push(folders::join(&parent.path, hidden));
                 Ok(())
             }
@@ -123,32 +126,89 @@ impl<'a> Unpacker<'a> {
         }
     }
 
+    /// The folder a whiteout goes into.
+    fn folder_for_whiteouts(&mut self, path: &[&[u8]], entry: &Entry) -> Result<Resolved, LayerError> {
+        let before = self.times.len();
+        let parent = folders::open_or_make(self.destination, path, entry, &mut self.times)?;
+        for (made, _) in self.times.iter().skip(before) {
+            let stat = rustix::fs::statat(self.destination.root(), &made[..], AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(failed(entry, "looking at a folder on its path"))?;
+            self.for_whiteouts.insert(stat.st_ino, made.clone());
+        }
+        Ok(parent)
+    }
+
+    /// Notes that an entry is about this folder, which is there for its own sake then.
+    fn described(&mut self, folder: impl AsFd, entry: &Entry) -> Result<(), LayerError> {
+        let stat = rustix::fs::fstat(folder).map_err(failed(entry, "looking at the folder"))?;
+        self.for_whiteouts.remove(&stat.st_ino);
+        Ok(())
+    }
+
+    /// Removes folders that were made for whiteouts and are deleted by others, whichever came first.
+    fn remove_deleted_folders(&self) -> Result<(), LayerError> {
+        let mut paths: Vec<&Vec<u8>> = self.for_whiteouts.values().collect();
+        // What lies in a folder comes before it.
+        paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        for path in paths {
+            self.remove_if_deleted(path)
+                .map_err(|source| LayerError::Unpack {
+                    entry: shown(path),
+                    action: "removing a deleted folder",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    fn remove_if_deleted(&self, path: &[u8]) -> io::Result<()> {
+        let Some((parent, name)) = self.open_parent(path)? else {
+            return Ok(());
+        };
+        let folder = match folders::open_child(&parent, name, OFlags::RDONLY) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let hides = folders::shows(self.destination, path)?;
+        if hides && !metadata::is_opaque(&folder)? {
+            return Ok(());
+        }
+        match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+            // The layer has something in it.
+            Err(Errno::NOTEMPTY) => Ok(()),
+            Err(errno) => Err(errno.into()),
+            Ok(()) if hides => Ok(make_whiteout(&parent, name)?),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Opens the folder in which the layer itself has `path`; `Ok(None)` if a later entry replaced it.
+    fn open_parent<'p>(&self, path: &'p [u8]) -> io::Result<Option<(OwnedFd, &'p [u8])>> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut parts = path.rsplitn(2, |byte| *byte == b'/');
+        let name = parts.next().unwrap_or_default();
+        let folder = parts.next().unwrap_or(b".");
+        match rustix::fs::openat2(self.destination.root(), folder, flags, Mode::empty(), resolve) {
+            Ok(parent) => Ok(Some((parent, name))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Removes whiteouts that hide nothing. In a folder that no layer below has, overlayfs does not look for
     /// whiteouts but lists them, as names that cannot be opened.
     fn remove_needless_whiteouts(&self) -> Result<(), LayerError> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         for path in &self.whiteouts {
             let failed = |source| LayerError::Unpack {
                 entry: shown(path),
                 action: "looking at what the whiteout hides",
                 source,
             };
-            let split = path.iter().rposition(|byte| *byte == b'/');
-            let (folder, name) = match split {
-                Some(slash) => (path.get(..slash), path.get(slash + 1..)),
-                None => (Some(&b"."[..]), Some(&path[..])),
-            };
-            let (Some(folder), Some(name)) = (folder, name) else {
+            let Some((parent, name)) = self.open_parent(path).map_err(failed)? else {
                 continue;
             };
-            let parent =
-                match rustix::fs::openat2(self.destination.root(), folder, flags, Mode::empty(), resolve) {
-                    Ok(parent) => parent,
-                    // A later entry replaced the folder.
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                    Err(errno) => return Err(failed(errno.into())),
-                };
             let found = folders::stat(&parent, name).map_err(|errno| failed(errno.into()))?;
             if found.as_ref().is_some_and(is_whiteout)
                 && !folders::shows(self.destination, path).map_err(failed)?
@@ -349,6 +409,7 @@ impl<'a> Unpacker<'a> {
         let folder = folders::open_child(parent, base, OFlags::RDONLY)
             .map_err(failed(entry, "opening the folder just made"))?;
         metadata::set_on_folder(&folder, entry)?;
+        self.described(&folder, entry)?;
         if opaque {
             metadata::set_opaque(&folder).map_err(failed(entry, "marking it opaque"))?;
         }
@@ -364,6 +425,12 @@ impl<'a> Unpacker<'a> {
         };
         removed.map_err(failed(entry, "replacing an earlier entry of its name"))
     }
+}
+
+/// Makes overlayfs's mark of a deleted name.
+fn make_whiteout(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let device = rustix::fs::makedev(0, 0);
+    rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), device)
 }
 
 /// Why an entry was not made.

@@ -18,7 +18,11 @@ const OWN_FAILURE: u8 = 125;
 
 /// One OCI image, two walls: containers on the host's kernel or in a microVM of their own.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, about)]
+#[command(
+    name = "bulkhead",
+    version,
+    about = "Run containers behind one of two walls: a microVM, or the host's kernel"
+)]
 struct Cli {
     /// Configuration file (TOML) [default: /etc/bulkhead/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
