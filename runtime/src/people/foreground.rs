@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::sandbox::{ExitStatus, Sandbox};
 use crate::terminal;
@@ -23,6 +25,9 @@ const FORWARDED: [i32; 6] = [
 /// The interrupt after which patience ends: a container's init that installed no handler ignores the signal for good
 /// (pid_namespaces(7)).
 const LAST_INTERRUPT: u32 = 3;
+
+/// How long the exit of a container that refused a signal may take to be told.
+const EXIT_UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// Signals received from now on; made before the container exists, so that none is lost.
 pub(crate) struct ForwardedSignals(mpsc::UnboundedReceiver<i32>);
@@ -78,7 +83,11 @@ pub(crate) async fn wait(
                 interrupts += u32::from(number == libc::SIGINT || number == libc::SIGTERM);
                 let number = if interrupts >= LAST_INTERRUPT { libc::SIGKILL } else { number };
                 if let Err(error) = sandbox.kill(id, number).await {
-                    eprintln!("bulkhead: {:#}", anyhow::Error::new(error));
+                    // A container that has just ended takes no signals; that is told by its exit.
+                    match timeout(EXIT_UNDER_WAY, &mut exit).await {
+                        Ok(status) => return Ok(status?),
+                        Err(_) => eprintln!("bulkhead: {:#}", anyhow::Error::new(error)),
+                    }
                 }
             }
             Some(()) = next(&mut window), if has_terminal => follow_size(sandbox, id).await,

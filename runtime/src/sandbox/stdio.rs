@@ -4,13 +4,15 @@
 //! making them non-blocking would change them for every process that shares them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::thread;
 
 use rustix::net::Shutdown;
 use tokio::sync::oneshot;
+
+/// In bytes: what a pipe holds (pipe(7)).
+const COPIED_AT_ONCE: usize = 64 << 10;
 
 /// What a container's standard descriptors are joined to.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ pub type CopyEnd = oneshot::Receiver<()>;
 pub fn copy_in_background(name: &str, from: OwnedFd, to: OwnedFd) -> io::Result<CopyEnd> {
     let (ended, end) = oneshot::channel();
     thread::Builder::new().name(name.to_owned()).spawn(move || {
-        copy(File::from(from), to);
+        copy(from, to);
         // The other side is gone when nobody waits any more.
         let _ = ended.send(());
     })?;
@@ -79,21 +81,32 @@ pub fn copy_in_background(name: &str, from: OwnedFd, to: OwnedFd) -> io::Result<
 
 /// Errors end the copy as the end of the source does: a reader that has gone away, or a terminal whose last user has
 /// (EIO, pty(7)).
-fn copy(mut from: File, to: OwnedFd) {
-    let is_socket = rustix::fs::fstat(&to)
-        .is_ok_and(|status| rustix::fs::FileType::from_raw_mode(status.st_mode).is_socket());
-    if is_socket {
-        let mut socket = UnixStream::from(to);
-        let _ = io::copy(&mut from, &mut socket);
-        let _ = rustix::net::shutdown(&socket, Shutdown::Write);
-    } else {
-        let _ = io::copy(&mut from, &mut File::from(to));
+fn copy(from: OwnedFd, to: OwnedFd) {
+    let mut to = File::from(to);
+    let _ = copy_bytes(File::from(from), &mut to);
+    // Only a socket has a half to close; of anything else, dropping it is the end.
+    let _ = rustix::net::shutdown(&to, Shutdown::Write);
+}
+
+/// Not `std::io::copy`: that splices, and a splice into a pipe holds the pipe's lock while it waits for its source
+/// (`splice_file_to_pipe`), so that what has been written cannot be read until more comes.
+fn copy_bytes(mut from: File, to: &mut File) -> io::Result<()> {
+    let mut buffer = vec![0; COPIED_AT_ONCE];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        to.write_all(buffer.get(..count).unwrap_or_default())?;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use super::*;
 
@@ -124,5 +137,28 @@ mod tests {
         feeder.write_all(b"nobody reads this").unwrap();
 
         end.blocking_recv().unwrap();
+    }
+
+    #[test]
+    fn what_a_pipe_was_given_can_be_read_while_more_is_awaited() {
+        let (source, mut feeder) = UnixStream::pair().unwrap();
+        let (mut reader, sink) = io::pipe().unwrap();
+        let _end = copy_in_background("test", source.into(), sink.into()).unwrap();
+        feeder.write_all(b"first").unwrap();
+        // Until the copy waits again.
+        thread::sleep(Duration::from_millis(100));
+
+        let (read, was_read) = std::sync::mpsc::channel();
+        let reading = thread::spawn(move || {
+            let mut received = [0; 5];
+            reader.read_exact(&mut received).unwrap();
+            read.send(received).unwrap();
+        });
+
+        assert_eq!(
+            was_read.recv_timeout(Duration::from_secs(10)).as_ref(),
+            Ok(b"first")
+        );
+        reading.join().unwrap();
     }
 }
