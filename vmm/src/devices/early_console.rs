@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::console_ring::ConsoleRing;
 
 /// The first port, and how many registers follow.
@@ -18,7 +20,14 @@ const DIVISOR_LATCH: u8 = 0x80;
 /// Line status: the transmitter is empty.
 const TRANSMITTER_EMPTY: u8 = 0x60;
 
-/// The port's state.
+/// What a snapshot says of the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyConsoleState {
+    divisor_latch: bool,
+}
+
+/// The port.
 #[derive(Debug)]
 pub struct EarlyConsole {
     ring: Arc<ConsoleRing>,
@@ -32,6 +41,18 @@ impl EarlyConsole {
             ring,
             divisor_latch: false,
         }
+    }
+
+    /// The port's state.
+    pub fn save(&self) -> EarlyConsoleState {
+        EarlyConsoleState {
+            divisor_latch: self.divisor_latch,
+        }
+    }
+
+    /// Brings the port to `state`.
+    pub fn restore(&mut self, state: EarlyConsoleState) {
+        self.divisor_latch = state.divisor_latch;
     }
 
     /// The register behind `port`, if it is one of this device.

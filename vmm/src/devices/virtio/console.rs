@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{ActivateError, Activation, VirtioDevice};
+use super::device::{ActivateError, Activation, Pausable, VirtioDevice};
 use super::device_queue::{Chain, DeviceQueue, EVENT_IDX};
-use super::worker::{Worker, serve_queues};
+use super::worker::{Service, Worker, WorkerError, serve_queues};
 use crate::console_ring::ConsoleRing;
 
 /// Index of the queue the guest's output arrives on; the other, 0, would carry input.
@@ -25,7 +26,28 @@ const MAX_WRITE: usize = 64 << 10;
 /// A virtio console that writes to a ring.
 pub struct Console {
     ring: Arc<ConsoleRing>,
-    worker: Option<Worker>,
+    worker: Option<Worker<Output>>,
+}
+
+/// What its thread works on.
+struct Output {
+    queues: Vec<DeviceQueue>,
+    ring: Arc<ConsoleRing>,
+}
+
+impl Service for Output {
+    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError> {
+        // The receive queue is accepted and then left alone.
+        let transmit = self.queues.get_mut(TRANSMIT_QUEUE..).unwrap_or_default();
+        serve_queues(transmit, stop, |chain| {
+            append_output(chain, &self.ring);
+            0
+        })
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
+    }
 }
 
 impl Console {
@@ -58,18 +80,14 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // The receive queue is accepted and then left alone.
-        let mut transmit = DeviceQueue::take_all(self.name(), &mut activation)?.split_off(TRANSMIT_QUEUE);
-        let ring = Arc::clone(&self.ring);
+        let queues = DeviceQueue::take_all(self.name(), &mut activation)?;
         self.worker = Some(Worker::start(
             self.name(),
             activation.interrupt,
             activation.failures,
-            move |stop| {
-                serve_queues(&mut transmit, stop, |chain| {
-                    append_output(chain, &ring);
-                    0
-                })
+            Output {
+                queues,
+                ring: Arc::clone(&self.ring),
             },
         )?);
         Ok(())
@@ -77,6 +95,10 @@ impl VirtioDevice for Console {
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+
+    fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        self.worker.as_mut().map(|worker| worker as &mut dyn Pausable)
     }
 }
 

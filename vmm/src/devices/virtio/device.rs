@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -36,6 +37,81 @@ pub trait VirtioDevice: Send {
 
     /// Stops the device's thread and forgets the driver. Called also on devices that are not active.
     fn reset(&mut self);
+
+    /// The device's thread, while it has a driver.
+    fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        None
+    }
+
+    /// What a snapshot must say of the device beside its queues. Its thread is paused, if it has one.
+    ///
+    /// # Errors
+    /// Why the device cannot be in a snapshot.
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    /// Takes the driver over like [`activate`](Self::activate), but one that has worked with a device like this before:
+    /// the queues go on where they were, and `state` is what that device [saved](Self::save).
+    ///
+    /// # Errors
+    /// Why the device cannot start.
+    fn restore(&mut self, activation: Activation, _state: &DeviceState) -> Result<(), ActivateError> {
+        self.activate(activation)
+    }
+}
+
+/// A device's thread as the transport sees it.
+pub trait Pausable {
+    /// Ends the thread between two requests; its queues and connections stay as they are.
+    fn pause(&mut self);
+
+    /// Lets a paused thread go on.
+    ///
+    /// # Errors
+    /// When there is no thread to be had; the driver then has no device any more.
+    fn resume(&mut self) -> Result<(), ActivateError>;
+
+    /// How far each queue was served, in order; `None` unless the thread is paused.
+    fn queue_positions(&self) -> Option<Vec<QueuePosition>>;
+}
+
+/// How far a queue was served (virtio 1.2, section 2.7): both count modulo 2^16.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuePosition {
+    /// Entries taken from the available ring.
+    pub next_available: u16,
+    /// Entries put into the used ring.
+    pub next_used: u16,
+}
+
+/// What a snapshot says of a device beside its queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DeviceState {
+    /// Nothing.
+    Stateless,
+    /// Of the vsock device.
+    Vsock {
+        /// Whether the guest knows of connections, which are not carried over.
+        connected: bool,
+        /// The port of the next client. Those before it may still mean a connection to the guest.
+        next_client_port: u32,
+    },
+}
+
+/// Why a device cannot be in a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The guest holds files of the host.
+    #[error(
+        "the guest has mounted the shared directory {tag:?}, and what it has open there cannot be carried over"
+    )]
+    Mounted {
+        /// The directory's tag.
+        tag: String,
+    },
 }
 
 /// What a driver has agreed on with the device.

@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{ActivateError, Activation};
+use super::device::{ActivateError, Activation, QueuePosition};
 use super::interrupt::Interrupt;
 
 /// VIRTIO_F_EVENT_IDX as a feature bit. Every device here offers it: each side says after how many buffers it wants to
@@ -91,6 +91,14 @@ impl DeviceQueue {
         self.queue.size()
     }
 
+    /// How far the queue was served.
+    pub(crate) fn position(&self) -> QueuePosition {
+        QueuePosition {
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
+    }
+
     /// The event that the driver's notifications raise.
     pub(crate) fn notification(&self) -> &EventFd {
         &self.notification
@@ -147,6 +155,33 @@ impl DeviceQueue {
                 .map_err(QueueError::Interrupt)?;
         }
         Ok(())
+    }
+
+    /// How many buffers the driver has made available, modulo 2^16.
+    pub(crate) fn available_index(&self) -> Result<u16, QueueError> {
+        self.queue
+            .avail_idx(&*self.memory, Ordering::Acquire)
+            .map(|index| index.0)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Asks the driver to tell when it makes more than `available` buffers available, however many are still unused.
+    /// It may have done so already.
+    pub(crate) fn notify_beyond(&mut self, available: u16) -> Result<(), QueueError> {
+        if !self.queue.event_idx_enabled() {
+            return Ok(());
+        }
+        // `avail_event`, behind the flags, the index and the entries of the used ring (virtio 1.2, section 2.7.8).
+        let entries = u64::from(self.queue.size()) * 8;
+        let address = GuestAddress(self.queue.used_ring()).checked_add(4 + entries);
+        address
+            .ok_or(virtio_queue::Error::AddressOverflow)
+            .and_then(|address| {
+                self.memory
+                    .store(available.to_le(), address, Ordering::SeqCst)
+                    .map_err(virtio_queue::Error::GuestMemory)
+            })
+            .map_err(QueueError::Ring)
     }
 
     /// Asks the driver to stay silent about new buffers.

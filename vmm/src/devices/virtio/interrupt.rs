@@ -74,6 +74,19 @@ impl Interrupt {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
+    /// Makes pending what was when `status` and `needs_reset` were read from another, and raises the line if that is
+    /// anything: the other's line may have been raised without the guest having got there.
+    ///
+    /// # Errors
+    /// When the event cannot be written.
+    pub fn restore(&self, status: u32, needs_reset: bool) -> io::Result<()> {
+        self.needs_reset.store(needs_reset, Ordering::SeqCst);
+        if status == 0 {
+            return Ok(());
+        }
+        self.raise(status)
+    }
+
     /// Forgets everything pending, as a reset does.
     pub fn clear(&self) {
         self.status.store(0, Ordering::SeqCst);

@@ -1,15 +1,15 @@
 //! Entropy for the guest (virtio 1.2, section 5.4).
 
 use std::io::Write;
-use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{ActivateError, Activation, VirtioDevice};
+use super::device::{ActivateError, Activation, Pausable, VirtioDevice};
 use super::device_queue::{Chain, DeviceQueue, EVENT_IDX};
-use super::worker::{Worker, serve_queues};
+use super::worker::{Service, Worker, WorkerError, serve_queues};
 
 /// Linux asks for at most a page at a time and has one request under way.
 const QUEUE_SIZES: [u16; 1] = [16];
@@ -20,7 +20,22 @@ const MAX_REQUEST: usize = 4096;
 /// A virtio entropy device fed by the host's `getrandom`.
 #[derive(Default)]
 pub struct Rng {
-    worker: Option<Worker>,
+    worker: Option<Worker<Entropy>>,
+}
+
+/// What its thread works on.
+struct Entropy {
+    queues: Vec<DeviceQueue>,
+}
+
+impl Service for Entropy {
+    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError> {
+        serve_queues(&mut self.queues, stop, fill_with_entropy)
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
+    }
 }
 
 impl Rng {
@@ -52,19 +67,22 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let mut queues = DeviceQueue::take_all(self.name(), &mut activation)?;
-        let interrupt = Arc::clone(&activation.interrupt);
+        let queues = DeviceQueue::take_all(self.name(), &mut activation)?;
         self.worker = Some(Worker::start(
             self.name(),
-            interrupt,
+            activation.interrupt,
             activation.failures,
-            move |stop| serve_queues(&mut queues, stop, fill_with_entropy),
+            Entropy { queues },
         )?);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+
+    fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        self.worker.as_mut().map(|worker| worker as &mut dyn Pausable)
     }
 }
 

@@ -4,13 +4,14 @@ use std::error::Error;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::ActivateError;
+use super::device::{ActivateError, Pausable, QueuePosition};
 use super::device_queue::{Chain, DeviceQueue, QueueError};
 use super::failure::{DeviceFailure, FailureHandler};
 use super::interrupt::Interrupt;
@@ -50,66 +51,151 @@ impl WorkerError {
     }
 }
 
-/// A running device thread; stopped and joined when dropped.
-pub(crate) struct Worker {
-    stop: EventFd,
-    thread: Option<JoinHandle<()>>,
+/// What a device's thread does, and what it needs for it. It outlives a pause of the thread.
+pub(crate) trait Service: Send + 'static {
+    /// Serves the driver until `stop` is readable, and returns between two requests, with all used buffers announced.
+    /// After a pause it is called again. Its first look at the queues waits for no notification: there may have been
+    /// one before the pause, or before the snapshot this machine comes from.
+    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError>;
+
+    /// Takes leave of the host's side when the driver is gone, or has broken a queue.
+    fn finish(self) -> Result<(), WorkerError>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
+
+    /// All queues of the device in the order of their indices.
+    fn queues(&self) -> &[DeviceQueue];
 }
 
-impl Worker {
-    /// Starts `run` on a thread named after `device`. `run` ends when the event it is given becomes readable; if it
-    /// ends with an error, either the driver is asked for a reset or the failure is reported, depending on whose
-    /// fault it is.
+/// A device thread; stopped and joined when dropped.
+pub(crate) struct Worker<S: Service> {
+    device: &'static str,
+    interrupt: Arc<Interrupt>,
+    failures: FailureHandler,
+    stop: Arc<EventFd>,
+    /// Whether the thread leaves its service behind when it is stopped.
+    pausing: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Option<S>>>,
+    /// What waits for the thread to go on.
+    paused: Option<S>,
+}
+
+impl<S: Service> Worker<S> {
+    /// Starts a thread named after `device` that serves with `service`. If that ends with an error, either the driver
+    /// is asked for a reset or the failure is reported, depending on whose fault it is.
     ///
     /// # Errors
     /// When there is no event or thread to be had.
-    pub(crate) fn start<F>(
+    pub(crate) fn start(
         device: &'static str,
         interrupt: Arc<Interrupt>,
         failures: FailureHandler,
-        run: F,
-    ) -> Result<Self, ActivateError>
-    where
-        F: FnOnce(&EventFd) -> Result<(), WorkerError> + Send + 'static,
-    {
-        let failed = |source| ActivateError::Thread { device, source };
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
-        let stop_seen_by_thread = stop.try_clone().map_err(failed)?;
-        let thread = thread::Builder::new()
-            .name(device.to_owned())
-            .spawn(move || {
-                let failure: Box<dyn Error + Send + Sync> = match run(&stop_seen_by_thread) {
-                    Ok(()) => return,
-                    Err(WorkerError::Queue { source, .. }) if source.is_drivers_fault() => {
-                        match interrupt.request_reset() {
-                            Ok(()) => return,
-                            Err(error) => Box::new(error),
-                        }
-                    }
-                    Err(error) => Box::new(error),
-                };
-                failures(DeviceFailure {
-                    device,
-                    source: failure,
-                });
-            })
-            .map_err(failed)?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        service: S,
+    ) -> Result<Self, ActivateError> {
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| ActivateError::Thread { device, source })?;
+        let mut this = Self {
+            device,
+            interrupt,
+            failures,
+            stop: Arc::new(stop),
+            pausing: Arc::new(AtomicBool::new(false)),
+            thread: None,
+            paused: Some(service),
+        };
+        this.resume()?;
+        Ok(this)
+    }
+
+    /// The service, while its thread is paused.
+    pub(crate) fn paused(&self) -> Option<&S> {
+        self.paused.as_ref()
+    }
+
+    /// Ends the thread and returns what it left behind.
+    fn stop(&mut self, pausing: bool) -> Option<S> {
+        let thread = self.thread.take()?;
+        self.pausing.store(pausing, Ordering::Release);
+        // An eventfd refuses a write only when its counter is full, and then it is readable already.
+        let _ = self.stop.write(1);
+        // A panic has been printed by the thread itself; there is nobody left to hand it to.
+        thread.join().ok().flatten()
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // An eventfd refuses a write only when its counter is full, and then it is readable already.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            // A panic has been printed by the thread itself; there is nobody left to hand it to.
-            let _ = thread.join();
+impl<S: Service> Pausable for Worker<S> {
+    fn pause(&mut self) {
+        if let Some(service) = self.stop(true) {
+            self.paused = Some(service);
         }
     }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        let Some(service) = self.paused.take() else {
+            return Ok(());
+        };
+        // Lowers what the pause raised; nothing is there to lower at the start.
+        let _ = self.stop.read();
+        let (stop, pausing) = (Arc::clone(&self.stop), Arc::clone(&self.pausing));
+        let (interrupt, failures) = (Arc::clone(&self.interrupt), Arc::clone(&self.failures));
+        let device = self.device;
+        let thread = thread::Builder::new()
+            .name(device.to_owned())
+            .spawn(move || run(device, service, &stop, &pausing, &interrupt, &failures))
+            .map_err(|source| ActivateError::Thread { device, source })?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    fn queue_positions(&self) -> Option<Vec<QueuePosition>> {
+        let service = self.paused.as_ref()?;
+        Some(service.queues().iter().map(DeviceQueue::position).collect())
+    }
+}
+
+impl<S: Service> Drop for Worker<S> {
+    fn drop(&mut self) {
+        self.stop(false);
+        if let Some(service) = self.paused.take()
+            && let Err(error) = service.finish()
+        {
+            report(self.device, error, &self.interrupt, &self.failures);
+        }
+    }
+}
+
+/// What the thread does. Returns the service if it is to go on later.
+fn run<S: Service>(
+    device: &'static str,
+    mut service: S,
+    stop: &EventFd,
+    pausing: &AtomicBool,
+    interrupt: &Interrupt,
+    failures: &FailureHandler,
+) -> Option<S> {
+    let served = service.serve(stop);
+    if served.is_ok() && pausing.load(Ordering::Acquire) {
+        return Some(service);
+    }
+    let finished = service.finish();
+    if let Err(error) = served.and(finished) {
+        report(device, error, interrupt, failures);
+    }
+    None
+}
+
+fn report(device: &'static str, error: WorkerError, interrupt: &Interrupt, failures: &FailureHandler) {
+    let source: Box<dyn Error + Send + Sync> = match error {
+        WorkerError::Queue { source, .. } if source.is_drivers_fault() => match interrupt.request_reset() {
+            Ok(()) => return,
+            Err(error) => Box::new(error),
+        },
+        error => Box::new(error),
+    };
+    failures(DeviceFailure { device, source });
 }
 
 /// An epoll set whose members are known by number.
@@ -169,8 +255,7 @@ pub(crate) fn serve_queues(
             .map_err(WorkerError::host("watching a notification"))?;
     }
 
-    // Whatever came before the events were watched has raised them already, so the first wait returns at once.
-    let mut more = false;
+    let mut more = true;
     loop {
         let events = poller
             .wait(more.then_some(Duration::ZERO))

@@ -16,11 +16,14 @@ use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::guarded::{GuardedFs, Limits};
-use crate::devices::virtio::device::{ActivateError, Activation, VirtioDevice, read_config_space};
+use crate::devices::virtio::device::{
+    ActivateError, Activation, DeviceState, Pausable, SaveError, VirtioDevice, read_config_space,
+};
 use crate::devices::virtio::device_queue::{Chain, DeviceQueue, EVENT_IDX};
-use crate::devices::virtio::worker::{Worker, WorkerError, serve_queues};
+use crate::devices::virtio::worker::{Service, Worker, WorkerError, serve_queues};
 
 /// The high-priority queue carries FORGET; the request queue has room for three requests of the greatest size, 256
 /// pages, without indirect descriptors, which would cost the guest an allocation for each request.
@@ -68,9 +71,10 @@ pub enum FsError {
 
 /// A virtio file system device.
 pub struct Fs {
+    tag: String,
     config: [u8; TAG_SIZE + 4],
     fs: Arc<GuardedFs>,
-    worker: Option<Worker>,
+    worker: Option<Worker<FileService>>,
     /// What the server's root is reached through, see [`Fs::new`].
     _directory: OwnedFd,
 }
@@ -121,11 +125,36 @@ impl Fs {
             source,
         })?;
         Ok(Self {
+            tag: tag.to_owned(),
             config,
             fs: Arc::new(GuardedFs::new(inner, read_only, limits())),
             worker: None,
             _directory: opened,
         })
+    }
+}
+
+/// What its thread works on.
+struct FileService {
+    queues: Vec<DeviceQueue>,
+    fs: Arc<GuardedFs>,
+    server: Server<Arc<GuardedFs>>,
+}
+
+impl Service for FileService {
+    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError> {
+        prepare_thread()?;
+        serve_queues(&mut self.queues, stop, |chain| serve(&self.server, chain))
+    }
+
+    /// A driver that is gone holds nothing open.
+    fn finish(self) -> Result<(), WorkerError> {
+        self.fs.destroy();
+        Ok(())
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
     }
 }
 
@@ -175,19 +204,15 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let mut queues = DeviceQueue::take_all(self.name(), &mut activation)?;
-        let fs = Arc::clone(&self.fs);
+        let queues = DeviceQueue::take_all(self.name(), &mut activation)?;
         self.worker = Some(Worker::start(
             self.name(),
             activation.interrupt,
             activation.failures,
-            move |stop| {
-                prepare_thread()?;
-                let server = Server::new(Arc::clone(&fs));
-                let outcome = serve_queues(&mut queues, stop, |chain| serve(&server, chain));
-                // A driver that is gone holds nothing open.
-                fs.destroy();
-                outcome
+            FileService {
+                queues,
+                fs: Arc::clone(&self.fs),
+                server: Server::new(Arc::clone(&self.fs)),
             },
         )?);
         Ok(())
@@ -195,6 +220,21 @@ impl VirtioDevice for Fs {
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+
+    fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        self.worker.as_mut().map(|worker| worker as &mut dyn Pausable)
+    }
+
+    /// Before the guest mounts the share there is nothing to save. Afterwards it knows files by numbers that stand for
+    /// what this process has open.
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        if self.fs.has_session() {
+            return Err(SaveError::Mounted {
+                tag: self.tag.clone(),
+            });
+        }
+        Ok(DeviceState::Stateless)
     }
 }
 

@@ -71,6 +71,8 @@ pub(super) struct GuardedFs {
 }
 
 struct Held {
+    /// Whether the guest has said INIT and not DESTROY since.
+    session: bool,
     nodes: Nodes,
     handles: usize,
 }
@@ -82,10 +84,16 @@ impl GuardedFs {
             read_only,
             limits,
             held: Mutex::new(Held {
+                session: false,
                 nodes: Nodes::new(limits.nodes),
                 handles: 0,
             }),
         }
+    }
+
+    /// Whether the guest has mounted the share.
+    pub(super) fn has_session(&self) -> bool {
+        self.held().session
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -189,6 +197,7 @@ impl FileSystem for GuardedFs {
     /// A new INIT is a new mount: nothing of an earlier one stays.
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         self.destroy();
+        self.held().session = true;
         // The library would turn this on by itself; there is no window to map files into.
         let capable = capable - FsOptions::PERFILE_DAX;
         Ok(self.inner.init(capable)? | OPTIONS)
@@ -197,6 +206,7 @@ impl FileSystem for GuardedFs {
     fn destroy(&self) {
         self.inner.destroy();
         let mut held = self.held();
+        held.session = false;
         held.nodes.clear();
         held.handles = 0;
     }

@@ -6,8 +6,11 @@
 //! sane.
 
 mod queue_registers;
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use self::state::{RestoreError, TransportState};
 
 use std::error::Error;
 use std::sync::Arc;
@@ -23,7 +26,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::queue_registers::{Area, Half, QueueRegisters};
-use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, QueuePosition, VirtioDevice};
 use super::device_queue::EVENT_IDX;
 use super::failure::{DeviceFailure, FailureHandler};
 use super::interrupt::Interrupt;
@@ -270,9 +273,13 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
-        let Err(error) = self.try_activate() else {
-            return;
-        };
+        if let Err(error) = self.try_activate() {
+            self.give_up(error);
+        }
+    }
+
+    /// Tells the driver that its device does no more, and the machine why, unless that is the driver's fault.
+    fn give_up(&self, error: ActivateError) {
         let asked = self.interrupt.request_reset();
         if let Err(source) = asked {
             self.report(Box::new(source));
@@ -290,12 +297,19 @@ impl MmioTransport {
     }
 
     fn try_activate(&mut self) -> Result<(), ActivateError> {
+        let start = vec![QueuePosition::default(); self.queues.len()];
+        let activation = self.activation(&start)?;
+        self.device.activate(activation)
+    }
+
+    /// What has been agreed on, with queues that go on from `positions`.
+    fn activation(&self, positions: &[QueuePosition]) -> Result<Activation, ActivateError> {
         let device = self.device.name();
         let event_index = self.driver_features & EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, registers) in self.queues.iter().enumerate() {
+        for (index, (registers, position)) in self.queues.iter().zip(positions).enumerate() {
             let not_ready = ActivateError::QueueNotReady { device, index };
-            let Ok(queue) = registers.build(event_index) else {
+            let Ok(queue) = registers.build(event_index, *position) else {
                 return Err(not_ready);
             };
             let Some(notification) = self.notifications.get(index) else {
@@ -306,7 +320,7 @@ impl MmioTransport {
                 .map_err(|source| ActivateError::Thread { device, source })?;
             queues.push(ActiveQueue { queue, notification });
         }
-        self.device.activate(Activation {
+        Ok(Activation {
             memory: Arc::clone(&self.memory),
             queues,
             interrupt: Arc::clone(&self.interrupt),

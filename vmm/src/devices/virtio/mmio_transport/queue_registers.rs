@@ -1,7 +1,10 @@
 //! The registers that place one queue in the guest's memory.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use crate::devices::virtio::device::QueuePosition;
 
 /// Bytes of a descriptor, of an entry of the available ring and of one of the used ring (virtio 1.2, section 2.7).
 const DESCRIPTOR_SIZE: u64 = 16;
@@ -11,7 +14,8 @@ const USED_ENTRY_SIZE: u64 = 8;
 const RING_OVERHEAD: u64 = 6;
 
 /// What the driver wrote about one queue. Nothing is believed before [`set_ready`](Self::set_ready).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct QueueRegisters {
     max_size: u16,
     size: u32,
@@ -85,16 +89,20 @@ impl QueueRegisters {
         self.ready = ready && self.is_valid(memory);
     }
 
-    /// The queue that a device works on.
-    pub(super) fn build(&self, event_index: bool) -> Result<Queue, virtio_queue::Error> {
+    /// The queue that a device works on, from `position` on.
+    pub(super) fn build(
+        &self,
+        event_index: bool,
+        position: QueuePosition,
+    ) -> Result<Queue, virtio_queue::Error> {
         if !self.ready {
             return Queue::new(self.max_size);
         }
         let size = u16::try_from(self.size).map_err(|_| virtio_queue::Error::InvalidSize)?;
         Queue::try_from(QueueState {
             max_size: self.max_size,
-            next_avail: 0,
-            next_used: 0,
+            next_avail: position.next_available,
+            next_used: position.next_used,
             event_idx_enabled: event_index,
             size,
             ready: true,
@@ -104,7 +112,8 @@ impl QueueRegisters {
         })
     }
 
-    fn is_valid(&self, memory: &GuestMemoryMmap) -> bool {
+    /// Whether a device may work with the queue, if it is ready.
+    pub(super) fn is_valid(&self, memory: &GuestMemoryMmap) -> bool {
         let size = u64::from(self.size);
         let lies_in_memory = |address: u64, alignment: u64, length: u64| {
             address.is_multiple_of(alignment)

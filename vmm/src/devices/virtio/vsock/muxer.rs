@@ -105,6 +105,21 @@ impl Muxer {
         !self.resets.is_empty() || !self.ready.is_empty()
     }
 
+    /// Whether the guest knows, or is about to learn, of a connection it has or had.
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        !self.connections.is_empty() || !self.resets.is_empty()
+    }
+
+    /// The port that the next client is given.
+    pub(super) fn next_client_port(&self) -> u32 {
+        self.next_client_port
+    }
+
+    /// Gives the next client `port`, or one after it.
+    pub(super) fn set_next_client_port(&mut self, port: u32) {
+        self.next_client_port = port.max(FIRST_CLIENT_PORT);
+    }
+
     /// Whether the guest's packets should wait until it took some of ours.
     pub(super) fn is_congested(&self) -> bool {
         self.resets.len() >= MAX_RESETS
