@@ -96,6 +96,7 @@ fn boot(bin: &Path, share: &Path) -> anyhow::Result<Boot> {
         shared_directories: Vec::new(),
         control_socket: Some(control.clone()),
         die_with_parent: true,
+        restore: None,
     };
     let begun = Instant::now();
     let child = Command::new(bin.join("bulkhead-vmm"))

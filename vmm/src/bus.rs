@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::console_ring::ConsoleRing;
-use crate::devices::early_console::EarlyConsole;
+use crate::devices::early_console::{EarlyConsole, EarlyConsoleState};
 use crate::devices::reset_line;
-use crate::devices::virtio::mmio_transport::MmioTransport;
+use crate::devices::virtio::device::SaveError;
+use crate::devices::virtio::mmio_transport::{MmioTransport, RestoreError, TransportState};
 use crate::memory::layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES};
 
 /// What a read from nothing gives.
@@ -18,6 +21,16 @@ pub enum PortWrite {
     Taken,
     /// It pulled the reset line.
     Reset,
+}
+
+/// What a snapshot says of a machine's devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusState {
+    /// The early console's.
+    pub early_console: EarlyConsoleState,
+    /// The virtio devices', in the order of their windows.
+    pub transports: Vec<TransportState>,
 }
 
 /// All devices of a machine; shared by its vCPU threads.
@@ -34,6 +47,11 @@ impl Bus {
             early_console: Mutex::new(EarlyConsole::new(console)),
             transports: transports.into_iter().map(Mutex::new).collect(),
         }
+    }
+
+    /// How many virtio devices there are.
+    pub fn transports(&self) -> usize {
+        self.transports.len()
     }
 
     /// Answers an `in` from `port`.
@@ -70,6 +88,46 @@ impl Bus {
         if let Some((mut transport, offset)) = self.window(address) {
             transport.write(offset, data);
         }
+    }
+
+    /// Ends every device's thread between two requests. No vCPU runs.
+    pub fn pause(&self) {
+        for transport in &self.transports {
+            lock(transport).pause();
+        }
+    }
+
+    /// Lets paused devices go on.
+    pub fn resume(&self) {
+        for transport in &self.transports {
+            lock(transport).resume();
+        }
+    }
+
+    /// The state of all devices, which are paused.
+    ///
+    /// # Errors
+    /// Why one cannot be in a snapshot.
+    pub fn save(&self) -> Result<BusState, SaveError> {
+        let transports = self.transports.iter();
+        Ok(BusState {
+            early_console: lock(&self.early_console).save(),
+            transports: transports
+                .map(|transport| lock(transport).save())
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Brings all devices, which have no driver yet, to `state`, and starts those that had one.
+    ///
+    /// # Errors
+    /// When they are not those of the state, or the host does not give what one needs.
+    pub fn restore(&self, state: &BusState) -> Result<(), RestoreError> {
+        lock(&self.early_console).restore(state.early_console);
+        for (transport, state) in self.transports.iter().zip(&state.transports) {
+            lock(transport).restore(state)?;
+        }
+        Ok(())
     }
 
     /// Stops every device's thread.

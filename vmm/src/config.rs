@@ -49,6 +49,11 @@ pub struct MachineConfig {
     /// Whether the machine is killed when the thread that started it ends.
     #[serde(default)]
     pub die_with_parent: bool,
+    /// The directory of a [snapshot](crate::snapshot) to go on from, if the machine is not to boot. The kernel, the
+    /// initial file system and the command line are then in the guest's memory already and their files are not opened.
+    /// The vCPUs, the memory and the devices must be those of the snapshot; what the host gives them may differ.
+    #[serde(default)]
+    pub restore: Option<PathBuf>,
 }
 
 /// A vsock device.
@@ -241,6 +246,7 @@ mod tests {
             shared_directories: Vec::new(),
             control_socket: None,
             die_with_parent: false,
+            restore: None,
         }
     }
 

@@ -1,6 +1,15 @@
 //! Requests to a running machine: JSON objects, one a line, over a unix socket.
 //!
-//! `{"request":"statistics"}` is answered with what each vCPU has counted, `{"request":"stop"}` ends the machine.
+//! | request | answer | |
+//! |---|---|---|
+//! | `{"request":"statistics"}` | `{"response":"statistics",...}` | what each vCPU has counted |
+//! | `{"request":"stop"}` | `{"response":"stopping"}` | the machine ends |
+//! | `{"request":"pause"}` | `{"response":"paused"}` | no vCPU and no device does anything until `resume` |
+//! | `{"request":"resume"}` | `{"response":"resumed"}` | the machine runs, whether it was paused or not |
+//! | `{"request":"snapshot","directory":"..."}` | `{"response":"snapshot"}` | see [`snapshot`](crate::snapshot); the machine is then paused |
+//!
+//! What cannot be done is answered with `{"response":"error","message":"..."}`. A snapshot that fails leaves the machine
+//! running or paused, as it was before.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,13 +28,22 @@ const MAX_LINE_BYTES: usize = 4096;
 const MAX_CONNECTIONS: usize = 4;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// What have the vCPUs counted?
     Statistics,
     /// End the machine.
     Stop,
+    /// Keep the machine from doing anything.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Write a snapshot and keep the machine paused.
+    Snapshot {
+        /// An existing, empty directory.
+        directory: PathBuf,
+    },
 }
 
 /// What is answered.
@@ -39,6 +57,12 @@ pub enum Response {
     },
     /// To [`Request::Stop`].
     Stopping,
+    /// To [`Request::Pause`].
+    Paused,
+    /// To [`Request::Resume`].
+    Resumed,
+    /// To [`Request::Snapshot`]: the directory holds one.
+    Snapshot,
     /// To what was not understood or could not be done.
     Error {
         /// Why.
@@ -55,6 +79,30 @@ pub struct VcpuStatistics {
     pub kvm: BTreeMap<String, u64>,
     /// This process's own.
     pub exits: ExitCounts,
+}
+
+/// What does what is asked for. Errors are told to the client as they are.
+pub trait Controlled {
+    /// See [`Request::Statistics`].
+    ///
+    /// # Errors
+    /// Why there are none.
+    fn statistics(&mut self) -> Result<Vec<VcpuStatistics>, String>;
+
+    /// See [`Request::Pause`].
+    ///
+    /// # Errors
+    /// Why the machine still runs.
+    fn pause(&mut self) -> Result<(), String>;
+
+    /// See [`Request::Resume`].
+    fn resume(&mut self);
+
+    /// See [`Request::Snapshot`].
+    ///
+    /// # Errors
+    /// Why there is no snapshot.
+    fn snapshot(&mut self, directory: &Path) -> Result<(), String>;
 }
 
 /// A client asked for the end of the machine.
@@ -99,14 +147,11 @@ impl ControlServer {
             .chain([self.listener.as_fd()])
     }
 
-    /// Does all that can be done without waiting. `statistics` is called for each request that needs them.
-    pub fn serve(
-        &mut self,
-        statistics: &dyn Fn() -> Result<Vec<VcpuStatistics>, String>,
-    ) -> Option<StopRequested> {
+    /// Has `machine` do all that was asked for. Waits for no client.
+    pub fn serve(&mut self, machine: &mut dyn Controlled) -> Option<StopRequested> {
         let mut stop = None;
         self.connections.retain_mut(|connection| {
-            let mut answer = |line: &[u8]| respond(line, statistics, &mut stop);
+            let mut answer = |line: &[u8]| respond(line, machine, &mut stop);
             connection.serve(&mut answer).is_ok()
         });
         while let Ok((stream, _)) = self.listener.accept() {
@@ -128,24 +173,29 @@ impl Drop for ControlServer {
     }
 }
 
-fn respond(
-    line: &[u8],
-    statistics: &dyn Fn() -> Result<Vec<VcpuStatistics>, String>,
-    stop: &mut Option<StopRequested>,
-) -> Response {
-    match serde_json::from_slice(line) {
-        Ok(Request::Statistics) => match statistics() {
-            Ok(vcpus) => Response::Statistics { vcpus },
-            Err(message) => Response::Error { message },
-        },
-        Ok(Request::Stop) => {
-            *stop = Some(StopRequested);
-            Response::Stopping
+fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequested>) -> Response {
+    let request = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(error) => {
+            return Response::Error {
+                message: format!("not a request: {error}"),
+            };
         }
-        Err(error) => Response::Error {
-            message: format!("not a request: {error}"),
-        },
-    }
+    };
+    let done = match request {
+        Request::Statistics => machine.statistics().map(|vcpus| Response::Statistics { vcpus }),
+        Request::Stop => {
+            *stop = Some(StopRequested);
+            Ok(Response::Stopping)
+        }
+        Request::Pause => machine.pause().map(|()| Response::Paused),
+        Request::Resume => {
+            machine.resume();
+            Ok(Response::Resumed)
+        }
+        Request::Snapshot { directory } => machine.snapshot(&directory).map(|()| Response::Snapshot),
+    };
+    done.unwrap_or_else(|message| Response::Error { message })
 }
 
 impl Connection {
@@ -195,12 +245,35 @@ mod tests {
         _directory: tempfile::TempDir,
     }
 
+    /// A machine that does nothing and says so.
+    struct Idle;
+
+    impl Controlled for Idle {
+        fn statistics(&mut self) -> Result<Vec<VcpuStatistics>, String> {
+            Ok(vec![VcpuStatistics {
+                index: 7,
+                kvm: BTreeMap::new(),
+                exits: ExitCounts::default(),
+            }])
+        }
+
+        fn pause(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn resume(&mut self) {}
+
+        fn snapshot(&mut self, directory: &Path) -> Result<(), String> {
+            Err(format!("nothing to write to {}", directory.display()))
+        }
+    }
+
     fn connect() -> Client {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
         let mut server = ControlServer::bind(&path).unwrap();
         let stream = BufReader::new(UnixStream::connect(&path).unwrap());
-        server.serve(&|| Ok(Vec::new()));
+        server.serve(&mut Idle);
         Client {
             server,
             stream,
@@ -211,12 +284,7 @@ mod tests {
     impl Client {
         fn ask(&mut self, request: &[u8]) -> (String, Option<StopRequested>) {
             self.stream.get_mut().write_all(request).unwrap();
-            let statistics = VcpuStatistics {
-                index: 7,
-                kvm: BTreeMap::new(),
-                exits: ExitCounts::default(),
-            };
-            let stop = self.server.serve(&|| Ok(vec![statistics.clone()]));
+            let stop = self.server.serve(&mut Idle);
             let mut answer = String::new();
             self.stream.read_line(&mut answer).unwrap();
             (answer, stop)
@@ -241,6 +309,24 @@ mod tests {
     }
 
     #[test]
+    fn pausing_and_resuming_are_acknowledged() {
+        let mut client = connect();
+        let (answer, _) = client.ask(b"{\"request\":\"pause\"}\n");
+        assert_eq!(answer, "{\"response\":\"paused\"}\n");
+        let (answer, _) = client.ask(b"{\"request\":\"resume\"}\n");
+        assert_eq!(answer, "{\"response\":\"resumed\"}\n");
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_is_answered_with_the_reason() {
+        let (answer, _) = connect().ask(b"{\"request\":\"snapshot\",\"directory\":\"/a b\"}\n");
+        assert_eq!(
+            answer,
+            "{\"response\":\"error\",\"message\":\"nothing to write to /a b\"}\n"
+        );
+    }
+
+    #[test]
     fn an_unknown_request_is_answered_with_an_error_and_the_next_is_heard() {
         let mut client = connect();
         let (answer, _) = client.ask(b"{\"request\":\"dance\"}\n");
@@ -262,7 +348,7 @@ mod tests {
         let streams: Vec<_> = (0..4)
             .map(|_| UnixStream::connect(&client.server.path).unwrap())
             .collect();
-        client.server.serve(&|| Ok(Vec::new()));
+        client.server.serve(&mut Idle);
         assert_eq!(client.server.connections.len(), MAX_CONNECTIONS);
         assert_eq!((&streams[3]).read(&mut [0]).unwrap(), 0);
     }

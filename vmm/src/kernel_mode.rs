@@ -1,7 +1,10 @@
 //! How this host's KVM runs the guest's kernel mode.
 
 use std::arch::x86_64::{__cpuid, __get_cpuid_max};
+use std::fmt;
 use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 /// CPUID leaf 1, ECX: VT-x (Intel SDM volume 2, CPUID).
 const VMX: u32 = 1 << 5;
@@ -10,7 +13,8 @@ const SVM: u32 = 1 << 2;
 const EXTENDED: u32 = 0x8000_0000;
 
 /// How the guest's kernel mode runs. All that differs between the two stands where this type is matched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum KernelMode {
     /// By the processor, through VT-x or AMD-V.
     Hardware,
@@ -27,6 +31,15 @@ impl KernelMode {
         } else {
             Self::Hardware
         }
+    }
+}
+
+impl fmt::Display for KernelMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Hardware => "hardware",
+            Self::Emulated => "emulated",
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `bulkhead-vmm`: one process, one KVM microVM. Knows nothing of containers.
 //!
 //! [`config`] is what a machine is described by, [`status`] what it says on its standard output, [`control`] what it
-//! can be asked. [`machine`] opens, builds and runs it.
+//! can be asked. [`machine`] opens, builds and runs it; [`snapshot`] is what it can be kept as.
 
 pub mod boot;
 pub mod bus;
@@ -14,6 +14,7 @@ pub mod exit;
 pub mod kernel_mode;
 pub mod machine;
 pub mod memory;
+pub mod snapshot;
 pub mod status;
 pub mod stop;
 pub mod vcpu;

@@ -1,5 +1,6 @@
 //! `bulkhead-vmm --config FILE`: runs the microVM that FILE describes. See [`vmm::config`] for the file, and
-//! [`vmm::status`] for what appears on the standard output.
+//! [`vmm::status`] for what appears on the standard output. `bulkhead-vmm --verify DIRECTORY`: checks a
+//! [snapshot](vmm::snapshot).
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,10 +14,11 @@ use vmm::machine::opened::OpenedMachine;
 use vmm::machine::signals::StopSignals;
 use vmm::status::{Exit, ExitKind, ExitReason, Phase, StatusChannel};
 
-const USAGE: &str = "usage: bulkhead-vmm --config FILE\n\n\
+const USAGE: &str = "usage: bulkhead-vmm --config FILE\n       bulkhead-vmm --verify DIRECTORY\n\n\
     Runs the microVM that the JSON document FILE describes; `-` is the standard input.\n\
     Each line of the standard output is a JSON object with an \"event\"; the last one says how the machine ended.\n\
-    SIGTERM and SIGINT end it. The exit status is 0 if it was asked to end, and 1 otherwise.\n";
+    SIGTERM and SIGINT end it. The exit status is 0 if it was asked to end, and 1 otherwise.\n\n\
+    With --verify, checks instead that the snapshot in DIRECTORY is whole, and says what is wrong if it is not.\n";
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -31,6 +33,15 @@ fn main() -> ExitCode {
     let status = StatusChannel::new(start);
     let config = match parse_arguments(std::env::args_os().skip(1)) {
         Ok(Invocation::Run(config)) => config,
+        Ok(Invocation::Verify(directory)) => {
+            return match vmm::snapshot::verify(&directory) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("bulkhead-vmm: {}", vmm::status::chain(&error));
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Ok(Invocation::Print(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;
@@ -65,10 +76,11 @@ fn main() -> ExitCode {
 
 enum Invocation {
     Run(PathBuf),
+    Verify(PathBuf),
     Print(String),
 }
 
-/// One option needs no parser, whose start-up would be part of every microVM's.
+/// Two options need no parser, whose start-up would be part of every microVM's.
 fn parse_arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> anyhow::Result<Invocation> {
     let mut config = None;
     let mut arguments = arguments;
@@ -80,6 +92,14 @@ fn parse_arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> anyho
                     "bulkhead-vmm {}\n",
                     env!("CARGO_PKG_VERSION")
                 )));
+            }
+            Some("--verify") => {
+                let directory = arguments.next().context("--verify needs a directory")?;
+                ensure!(
+                    config.is_none() && arguments.next().is_none(),
+                    "--verify goes with no other argument"
+                );
+                return Ok(Invocation::Verify(directory.into()));
             }
             Some("--config") => {
                 ensure!(config.is_none(), "--config is given twice");

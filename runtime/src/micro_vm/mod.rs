@@ -125,6 +125,7 @@ impl MicroVm {
             }],
             control_socket: Some(paths.control_socket.clone()),
             die_with_parent: true,
+            restore: None,
         };
         let vmm = VmmProcess::spawn(&configuration.vmm, &machine, &paths.log)?;
         let ring = &paths.console_ring;

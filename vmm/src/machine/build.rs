@@ -4,14 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::opened::OpenedMachine;
+use super::opened::{BootFiles, OpenedMachine, Origin};
 use super::wiring::{self, WiringError};
 use crate::boot::command_line::{self, TooLong};
 use crate::boot::initramfs::{self, InitramfsError};
@@ -22,7 +19,12 @@ use crate::bus::Bus;
 use crate::completion::Completer;
 use crate::console_ring::ConsoleRing;
 use crate::control::ControlServer;
+use crate::devices::virtio::mmio_transport::RestoreError;
 use crate::memory::{MemoryError, layout, reserve};
+use crate::snapshot::MachineState;
+use crate::snapshot::description::Dependencies;
+use crate::snapshot::memory::{self, MemoryFileError};
+use crate::snapshot::vcpu::KvmStateError;
 use crate::status::{Phase, StatusChannel, StatusError};
 use crate::stop::FirstStop;
 use crate::vcpu::counters::ExitCounters;
@@ -45,6 +47,34 @@ pub enum BuildError {
     /// A boot structure is not in it.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The snapshot's memory is not the guest's.
+    #[error("mapping the snapshot's memory")]
+    SnapshotMemory(#[source] MemoryFileError),
+    /// KVM does not take the snapshot's state.
+    #[error("restoring the state of the machine")]
+    State(#[source] KvmStateError),
+    /// KVM does not take the snapshot's state of a vCPU.
+    #[error("restoring the state of vCPU {vcpu}")]
+    VcpuState {
+        /// The vCPU's number.
+        vcpu: u8,
+        /// The cause.
+        #[source]
+        source: KvmStateError,
+    },
+    /// A device does not take its state.
+    #[error("restoring the state of the devices")]
+    DeviceState(#[source] RestoreError),
+    /// The snapshot has not the state of all parts of the machine.
+    #[error("the snapshot has the state of {states} {of} for {parts}")]
+    Missing {
+        /// Of what.
+        of: &'static str,
+        /// How many states there are.
+        states: usize,
+        /// How many parts.
+        parts: usize,
+    },
     /// The kernel's command line does not fit.
     #[error(transparent)]
     CommandLine(#[from] TooLong),
@@ -77,6 +107,8 @@ fn kvm(act: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
 
 /// A machine about to run.
 pub struct Machine {
+    /// KVM.
+    pub kvm: Kvm,
     /// KVM's side of it. KVM forgets the devices' interrupts when this is closed, though the vCPUs go on.
     pub vm: VmFd,
     /// Its vCPUs.
@@ -89,8 +121,12 @@ pub struct Machine {
     pub console: Arc<ConsoleRing>,
     /// Its control socket.
     pub control: Option<ControlServer>,
+    /// Its memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// What another machine must have in common with it to go on from a snapshot of it.
+    pub dependencies: Dependencies,
     /// What its vCPUs look at before they enter the guest.
-    pub stopping: Arc<AtomicBool>,
+    pub attention: Arc<AtomicBool>,
     /// Where vCPUs and devices say why they stop.
     pub first_stop: Arc<FirstStop>,
 }
@@ -112,33 +148,30 @@ impl Machine {
     /// # Errors
     /// What the host or KVM refused.
     pub fn build(opened: OpenedMachine, status: &StatusChannel) -> Result<Self, BuildError> {
-        let memory = Arc::new(reserve(opened.memory_bytes)?);
-        load_guest(&opened, &memory)?;
+        let memory = Arc::new(fill_memory(&opened)?);
         status.phase(Phase::KernelLoaded)?;
 
         let OpenedMachine {
             kvm: host,
             kernel_mode,
+            supported_cpuid,
+            origin,
+            dependencies,
             console,
             devices,
             control,
-            ..
+            vcpus: count,
+            memory_bytes: _,
         } = opened;
         let vm = create_vm(&host, &memory)?;
         let first_stop = Arc::new(FirstStop::new().map_err(BuildError::Event)?);
         let transports = wiring::tie(&vm, &memory, devices, &first_stop)?;
         let bus = Arc::new(Bus::new(Arc::clone(&console), transports));
-        let supported = host
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm("asking KVM for the CPUID it supports"))?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let attention = Arc::new(AtomicBool::new(false));
         let (mut vcpus, mut monitors) = (Vec::new(), Vec::new());
-        for index in 0..opened.vcpus {
-            let place = Place {
-                index,
-                vcpus: opened.vcpus,
-            };
-            let cpuid = cpuid::compose(&supported, place, kernel_mode)?;
+        for index in 0..count {
+            let place = Place { index, vcpus: count };
+            let cpuid = cpuid::compose(&supported_cpuid, place, kernel_mode)?;
             let fd = create_vcpu(&vm, index, &cpuid)?;
             let counters = Arc::new(ExitCounters::default());
             monitors.push(Monitor {
@@ -153,39 +186,91 @@ impl Machine {
                 bus: Arc::clone(&bus),
                 completer: Completer::new(),
                 counters,
-                stopping: Arc::clone(&stopping),
+                attention: Arc::clone(&attention),
             });
         }
-        // The other vCPUs wait for the first to start them, as after a reset.
-        if let Some(first) = vcpus.first() {
-            registers::set_boot_registers(&first.fd, opened.kernel.1.entry)?;
+        match origin {
+            Origin::Boot(files) => set_initial_state(&vcpus, files.kernel.1.entry)?,
+            Origin::Snapshot(snapshot) => restore(&snapshot.machine, &vm, &vcpus, &bus)?,
         }
         status.phase(Phase::MachineBuilt)?;
         Ok(Self {
+            kvm: host,
             vm,
             vcpus,
             monitors,
             bus,
             console,
             control,
-            stopping,
+            memory,
+            dependencies,
+            attention,
             first_stop,
         })
     }
 }
 
+/// The guest's memory, with what it starts from in it.
+fn fill_memory(opened: &OpenedMachine) -> Result<GuestMemoryMmap, BuildError> {
+    match &opened.origin {
+        Origin::Boot(files) => {
+            let memory = reserve(opened.memory_bytes)?;
+            load_guest(opened, files, &memory)?;
+            Ok(memory)
+        }
+        Origin::Snapshot(snapshot) => {
+            memory::map(&snapshot.memory, opened.memory_bytes).map_err(BuildError::SnapshotMemory)
+        }
+    }
+}
+
+/// Makes the first vCPU one that boots. The others wait for it to start them, as after a reset.
+fn set_initial_state(vcpus: &[Vcpu], entry: u64) -> Result<(), BuildError> {
+    for vcpu in vcpus {
+        registers::set_model_specific_registers(&vcpu.fd)?;
+        local_apic::set_pins(&vcpu.fd).map_err(kvm("setting a local APIC's pins"))?;
+    }
+    if let Some(first) = vcpus.first() {
+        registers::set_boot_registers(&first.fd, entry)?;
+    }
+    Ok(())
+}
+
+/// Makes the machine, which has only its memory, what `state` says. The devices come last: once they run they write to
+/// memory and raise interrupts.
+fn restore(state: &MachineState, vm: &VmFd, vcpus: &[Vcpu], bus: &Bus) -> Result<(), BuildError> {
+    let complete = |of, states, parts| match states == parts {
+        true => Ok(()),
+        false => Err(BuildError::Missing { of, states, parts }),
+    };
+    complete("vCPUs", state.vcpus.len(), vcpus.len())?;
+    complete("devices", state.bus.transports.len(), bus.transports())?;
+    for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+        state.write(&vcpu.fd).map_err(|source| BuildError::VcpuState {
+            vcpu: vcpu.index,
+            source,
+        })?;
+    }
+    state
+        .vm
+        .write_interrupt_controllers(vm)
+        .map_err(BuildError::State)?;
+    state.vm.write_clock(vm).map_err(BuildError::State)?;
+    bus.restore(&state.bus).map_err(BuildError::DeviceState)
+}
+
 /// Makes the kernel, the initial file system and the boot structures guest memory.
-fn load_guest(opened: &OpenedMachine, memory: &GuestMemoryMmap) -> Result<(), BuildError> {
-    let (kernel_file, kernel) = &opened.kernel;
+fn load_guest(opened: &OpenedMachine, files: &BootFiles, memory: &GuestMemoryMmap) -> Result<(), BuildError> {
+    let (kernel_file, kernel) = &files.kernel;
     kernel.load(kernel_file, memory).map_err(BuildError::Kernel)?;
-    let (initramfs_file, initramfs) = &opened.initramfs;
+    let (initramfs_file, initramfs) = &files.initramfs;
     initramfs::load(initramfs_file, memory, initramfs).map_err(BuildError::Initramfs)?;
 
     let lines = wiring::interrupt_lines(opened.devices.len());
-    let line = command_line::compose(opened.kernel_mode, lines, &opened.command_line)?;
+    let line = command_line::compose(opened.kernel_mode, lines, &files.command_line)?;
     command_line::write(memory, &line)?;
     let ram = layout::ram(opened.memory_bytes);
-    zero_page::write(memory, &ram, line.len(), initramfs, &opened.seed)?;
+    zero_page::write(memory, &ram, line.len(), initramfs, &files.seed)?;
     mp_table::write(memory, opened.vcpus)?;
     segments::write(memory)?;
     page_tables::write(memory)?;
@@ -230,7 +315,5 @@ fn create_vm(host: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, BuildError> {
 fn create_vcpu(vm: &VmFd, index: u8, cpuid: &CpuId) -> Result<VcpuFd, BuildError> {
     let vcpu = vm.create_vcpu(index.into()).map_err(kvm("creating a vCPU"))?;
     vcpu.set_cpuid2(cpuid).map_err(kvm("setting a vCPU's CPUID"))?;
-    registers::set_model_specific_registers(&vcpu)?;
-    local_apic::set_pins(&vcpu).map_err(kvm("setting a local APIC's pins"))?;
     Ok(vcpu)
 }

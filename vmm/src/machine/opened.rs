@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_bindings::KVM_API_VERSION;
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 
 use crate::boot::initramfs::{self, InitramfsError, TooLittleMemory};
@@ -22,6 +22,9 @@ use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockSocketError};
 use crate::kernel_mode::KernelMode;
+use crate::snapshot::description::Dependencies;
+use crate::snapshot::{Snapshot, SnapshotError};
+use crate::vcpu::cpuid::TooManyEntries;
 
 /// Why a machine cannot have what it needs.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +117,15 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// KVM does not say what it supports.
+    #[error("asking KVM for the CPUID it supports")]
+    SupportedCpuid(#[source] kvm_ioctls::Error),
+    /// A vCPU has no CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] TooManyEntries),
+    /// The machine cannot go on from its snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The host gives no random bytes.
     #[error("drawing the guest's random seed")]
     Seed(#[source] io::Error),
@@ -122,30 +134,48 @@ pub enum OpenError {
 /// The capacity of the console ring: what is left of a guest's words when nobody reads them.
 pub const CONSOLE_RING_BYTES: u32 = 256 << 10;
 
+/// Where the guest's memory and the vCPUs' state come from.
+pub enum Origin {
+    /// A kernel that is to boot.
+    Boot(Box<BootFiles>),
+    /// A machine that ran.
+    Snapshot(Box<Snapshot>),
+}
+
+/// What a guest boots from.
+pub struct BootFiles {
+    /// The kernel's file and what is in it.
+    pub kernel: (File, Kernel),
+    /// The initial file system's file and where in the guest it goes.
+    pub initramfs: (File, Range<u64>),
+    /// The words to append to the kernel's command line.
+    pub command_line: String,
+    /// What the guest's random number generator starts from.
+    pub seed: [u8; SEED_BYTES],
+}
+
 /// What a machine needs from the host.
 pub struct OpenedMachine {
     /// KVM.
     pub kvm: Kvm,
     /// How it runs the guest's kernel mode.
     pub kernel_mode: KernelMode,
-    /// The kernel's file and what is in it.
-    pub kernel: (File, Kernel),
-    /// The initial file system's file and where in the guest it goes.
-    pub initramfs: (File, Range<u64>),
+    /// What it can tell a vCPU that it is.
+    pub supported_cpuid: CpuId,
+    /// What the guest starts from.
+    pub origin: Origin,
+    /// What another machine must have in common with this one to go on from a snapshot of it.
+    pub dependencies: Dependencies,
     /// The console's ring.
     pub console: Arc<ConsoleRing>,
     /// The virtio devices, in the order of their windows.
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// The control socket.
     pub control: Option<ControlServer>,
-    /// The words to append to the kernel's command line.
-    pub command_line: String,
     /// The number of vCPUs.
     pub vcpus: u8,
     /// The guest's memory in bytes.
     pub memory_bytes: u64,
-    /// What the guest's random number generator starts from.
-    pub seed: [u8; SEED_BYTES],
 }
 
 impl OpenedMachine {
@@ -154,11 +184,22 @@ impl OpenedMachine {
     /// # Errors
     /// The first thing that is not there, is not what it should be, or does not fit.
     pub fn open(config: &MachineConfig) -> Result<Self, OpenError> {
-        let kernel = open_kernel(&config.kernel)?;
-        let (initramfs_file, initramfs_bytes) = open_initramfs(&config.initramfs)?;
         let memory_bytes = u64::from(config.memory_mib) << 20;
-        let initramfs = initramfs::locate(memory_bytes, kernel.1.end, initramfs_bytes)?;
+        // What is wrong with the files is told also where there is no KVM.
+        let boot = match &config.restore {
+            None => Ok(BootFiles::open(config, memory_bytes)?),
+            Some(directory) => Err(directory),
+        };
         let kvm = open_kvm()?;
+        let kernel_mode = KernelMode::detect();
+        let supported_cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(OpenError::SupportedCpuid)?;
+        let dependencies = Dependencies::of(config, kernel_mode, &supported_cpuid)?;
+        let origin = match boot {
+            Ok(files) => Origin::Boot(Box::new(files)),
+            Err(snapshot) => Origin::Snapshot(Box::new(Snapshot::open(snapshot, &dependencies)?)),
+        };
         let console = ConsoleRing::create(&config.console_ring, CONSOLE_RING_BYTES)
             .map(Arc::new)
             .map_err(|source| OpenError::ConsoleRing {
@@ -178,15 +219,28 @@ impl OpenedMachine {
             .transpose()?;
         Ok(Self {
             kvm,
-            kernel_mode: KernelMode::detect(),
-            kernel,
-            initramfs: (initramfs_file, initramfs),
+            kernel_mode,
+            supported_cpuid,
+            origin,
+            dependencies,
             console,
             devices,
             control,
-            command_line: config.command_line.clone(),
             vcpus: config.vcpus,
             memory_bytes,
+        })
+    }
+}
+
+impl BootFiles {
+    fn open(config: &MachineConfig, memory_bytes: u64) -> Result<Self, OpenError> {
+        let kernel = open_kernel(&config.kernel)?;
+        let (initramfs_file, initramfs_bytes) = open_initramfs(&config.initramfs)?;
+        let initramfs = initramfs::locate(memory_bytes, kernel.1.end, initramfs_bytes)?;
+        Ok(Self {
+            kernel,
+            initramfs: (initramfs_file, initramfs),
+            command_line: config.command_line.clone(),
             seed: draw_seed().map_err(OpenError::Seed)?,
         })
     }

@@ -3,26 +3,19 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::build::{Machine, Monitor};
+use super::build::Machine;
+use super::controlled::RunningMachine;
 use super::signals::StopSignals;
-use crate::control::{ControlServer, VcpuStatistics};
+use super::vcpu_threads::{ThreadError, VcpuThreads};
+use crate::control::{ControlServer, Controlled};
 use crate::exit::{End, tell};
-use crate::status::{Exit, Phase, StatusChannel, StatusError, chain};
+use crate::status::{Exit, Phase, StatusChannel, StatusError};
 use crate::stop::FirstStop;
-use crate::vcpu::statistics::StatisticsError;
-use crate::vcpu::{Vcpu, kick};
-
-/// How long vCPU threads have to leave the guest, which takes them microseconds on a host that is not overloaded. One
-/// that does not is left to the end of the process.
-const LEAVE_GUEST: Duration = Duration::from_secs(5);
-const LEAVE_GUEST_STEP: Duration = Duration::from_micros(200);
+use crate::vcpu::kick;
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +24,8 @@ pub enum RunError {
     #[error("installing the signal handler of the vCPU threads")]
     KickHandler(#[source] kvm_ioctls::Error),
     /// A thread could not be started.
-    #[error("starting the thread of vCPU {vcpu}")]
-    Thread {
-        /// The vCPU's number.
-        vcpu: u8,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
     /// Waiting failed.
     #[error("waiting for the machine")]
     Wait(#[source] io::Error),
@@ -57,20 +44,20 @@ impl Machine {
     /// When the host does not do its part. The machine is over in any case.
     pub fn run(self, signals: &StopSignals, status: &StatusChannel) -> Result<Exit, RunError> {
         let Self {
+            kvm,
             vm,
             vcpus,
             monitors,
             bus,
             console,
             mut control,
-            stopping,
+            memory,
+            dependencies,
+            attention,
             first_stop,
         } = self;
         kick::install_handler().map_err(RunError::KickHandler)?;
-        let mut threads = VcpuThreads {
-            threads: Vec::new(),
-            stopping,
-        };
+        let mut threads = VcpuThreads::new(attention);
         let mut vcpus = vcpus.into_iter();
         let first = vcpus.next();
         for vcpu in vcpus {
@@ -81,8 +68,20 @@ impl Machine {
             threads.start(first, &first_stop)?;
         }
 
-        let asked = wait(&first_stop, signals, control.as_mut(), &monitors)?;
-        let statistics = read_statistics(&monitors).unwrap_or_default();
+        let mut machine = RunningMachine {
+            kvm,
+            vm,
+            threads,
+            monitors,
+            bus,
+            memory,
+            dependencies,
+            first_stop: Arc::clone(&first_stop),
+            paused: false,
+        };
+        let asked = wait(&first_stop, signals, control.as_mut(), &mut machine)?;
+        let statistics = machine.statistics().unwrap_or_default();
+        let RunningMachine { vm, threads, bus, .. } = machine;
         drop(threads);
         bus.reset();
         drop(vm);
@@ -98,54 +97,12 @@ impl Machine {
     }
 }
 
-/// The threads of the vCPUs; dropping it takes them out of the guest.
-struct VcpuThreads {
-    threads: Vec<JoinHandle<()>>,
-    stopping: Arc<AtomicBool>,
-}
-
-impl VcpuThreads {
-    fn start(&mut self, vcpu: Vcpu, first_stop: &Arc<FirstStop>) -> Result<(), RunError> {
-        let index = vcpu.index;
-        let first_stop = Arc::clone(first_stop);
-        let body = move || {
-            if let Some(stop) = vcpu.run() {
-                first_stop.report(stop);
-            }
-        };
-        let thread = thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(body)
-            .map_err(|source| RunError::Thread { vcpu: index, source })?;
-        self.threads.push(thread);
-        Ok(())
-    }
-}
-
-impl Drop for VcpuThreads {
-    fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
-        for thread in &self.threads {
-            // A thread that is gone needs no kick.
-            let _ = kick::kick(thread);
-        }
-        let deadline = Instant::now() + LEAVE_GUEST;
-        while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
-            thread::sleep(LEAVE_GUEST_STEP);
-        }
-        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
-            let name = thread.thread().name().unwrap_or("a vCPU");
-            eprintln!("bulkhead-vmm: {name} did not leave the guest within {LEAVE_GUEST:?}");
-        }
-    }
-}
-
 /// Waits until a vCPU stops, which gives `None`, or somebody asks for the end, which gives who.
 fn wait(
     first_stop: &FirstStop,
     signals: &StopSignals,
     mut control: Option<&mut ControlServer>,
-    monitors: &[Monitor],
+    machine: &mut RunningMachine,
 ) -> Result<Option<&'static str>, RunError> {
     loop {
         wait_for_any(first_stop, signals, control.as_deref())?;
@@ -155,11 +112,10 @@ fn wait(
         if let Some(signal) = signals.pending().map_err(RunError::Signal)? {
             return Ok(Some(signal));
         }
-        if let Some(control) = &mut control {
-            let statistics = || read_statistics(monitors).map_err(|error| chain(&error));
-            if control.serve(&statistics).is_some() {
-                return Ok(Some("a control request"));
-            }
+        if let Some(control) = &mut control
+            && control.serve(machine).is_some()
+        {
+            return Ok(Some("a control request"));
         }
     }
 }
@@ -178,17 +134,4 @@ fn wait_for_any(
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(RunError::Wait(error.into())),
     }
-}
-
-fn read_statistics(monitors: &[Monitor]) -> Result<Vec<VcpuStatistics>, StatisticsError> {
-    monitors
-        .iter()
-        .map(|Monitor { index, counters, kvm }| {
-            Ok(VcpuStatistics {
-                index: *index,
-                kvm: kvm.read()?,
-                exits: counters.read(),
-            })
-        })
-        .collect()
 }

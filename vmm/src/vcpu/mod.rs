@@ -7,7 +7,8 @@ pub mod local_apic;
 pub mod statistics;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use std::sync::mpsc::Receiver;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
@@ -32,30 +33,86 @@ pub struct Vcpu {
     pub completer: Completer,
     /// What it counts.
     pub counters: Arc<ExitCounters>,
-    /// Set before the vCPU is kicked out for good.
-    pub stopping: Arc<AtomicBool>,
+    /// Set before the vCPU is [kicked](kick::kick) out of the guest to hear its orders.
+    pub attention: Arc<AtomicBool>,
+}
+
+/// What a vCPU outside the guest is told.
+pub enum Order {
+    /// Let this be done with it.
+    Examine(Box<dyn FnOnce(&VcpuFd) + Send>),
+    /// Go back to the guest.
+    Resume,
+}
+
+/// What came of one stay in the guest.
+enum Step {
+    /// The guest needed something and has it.
+    Served,
+    /// The vCPU was kicked, or has not been started yet. Everything the guest has seen done is done.
+    Interrupted,
+    /// The machine cannot go on.
+    Stopped(Stop),
 }
 
 impl Vcpu {
-    /// Runs the guest until it stops, or, after [`stopping`](Self::stopping) was set and the thread
-    /// [kicked](kick::kick), until then: that gives `None`.
-    pub fn run(mut self) -> Option<Stop> {
+    /// Runs the guest until it stops, which gives the reason, or until nobody has `orders` any more when
+    /// [`attention`](Self::attention) was set and the thread [kicked](kick::kick).
+    pub fn run(mut self, orders: &Receiver<Order>) -> Option<Stop> {
         let kickable = Kickable::new(&mut self.fd);
         let stop = loop {
-            if self.stopping.load(Ordering::Acquire) {
-                break None;
-            }
-            if let Some(stop) = self.step() {
-                break Some(stop);
+            let next = if self.attention.load(Ordering::Acquire) {
+                self.settle()
+            } else {
+                self.step()
+            };
+            match next {
+                Step::Served => {}
+                Step::Stopped(stop) => break Some(stop),
+                Step::Interrupted if self.attention.load(Ordering::Acquire) => {
+                    if !self.take_orders(orders) {
+                        break None;
+                    }
+                }
+                Step::Interrupted => self.allow_entry(),
             }
         };
         drop(kickable);
         stop
     }
 
+    /// Finishes what the guest had begun, without entering it: KVM has the second half of an exit's instruction, and
+    /// what a completed instruction changed, only after the next `KVM_RUN`.
+    fn settle(&mut self) -> Step {
+        self.fd.set_kvm_immediate_exit(1);
+        self.step()
+    }
+
+    /// Does what is ordered until the vCPU is to enter the guest again; false when nobody gives orders any more.
+    fn take_orders(&mut self, orders: &Receiver<Order>) -> bool {
+        loop {
+            match orders.recv() {
+                Ok(Order::Examine(examine)) => examine(&self.fd),
+                Ok(Order::Resume) => break,
+                Err(_) => return false,
+            }
+        }
+        // Spares the guest's watchdogs. A guest that does not use KVM's clock cannot be told.
+        let _ = self.fd.kvmclock_ctrl();
+        self.allow_entry();
+        true
+    }
+
+    /// Takes back what a kick left. One that comes now has set `attention` before, which is looked at after this.
+    fn allow_entry(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
+        // The kick is a signal handler on this thread.
+        compiler_fence(Ordering::SeqCst);
+    }
+
     /// Runs the guest until it needs something once.
-    fn step(&mut self) -> Option<Stop> {
-        match self.fd.run() {
+    fn step(&mut self) -> Step {
+        let stop = match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.counters.port_read();
                 self.bus.read_port(port, data);
@@ -89,13 +146,16 @@ impl Vcpu {
                 vcpu: self.index,
                 exit: format!("{other:?}"),
             }),
-            // Kicked, or woken by its first startup interrupt.
-            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => None,
+            // Kicked.
+            Err(error) if error.errno() == libc::EINTR => return Step::Interrupted,
+            // Woken by its first startup interrupt.
+            Err(error) if error.errno() == libc::EAGAIN => None,
             Err(source) => Some(Stop::Run {
                 vcpu: self.index,
                 source,
             }),
-        }
+        };
+        stop.map_or(Step::Served, Step::Stopped)
     }
 
     fn serve_internal_error(&mut self) -> Option<Stop> {

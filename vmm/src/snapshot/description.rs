@@ -1,0 +1,245 @@
+//! What a snapshot depends on, and in what another machine is not like the one it was taken of.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use serde::{Deserialize, Serialize};
+
+use super::memory::MemoryDigest;
+use super::raw::Raw;
+use crate::config::MachineConfig;
+use crate::kernel_mode::KernelMode;
+use crate::vcpu::cpuid::{self, Place, TooManyEntries};
+
+/// A name of this build of the program; another build has another.
+pub const BUILD: &str = env!("BULKHEAD_VMM_BUILD");
+
+/// The first document of a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// What must be the same.
+    pub dependencies: Dependencies,
+    /// What the memory file holds.
+    pub memory: MemoryDigest,
+}
+
+/// What must be the same for a machine to go on where another was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dependencies {
+    build: String,
+    kernel_mode: KernelMode,
+    vcpus: u8,
+    memory_mib: u32,
+    devices: Vec<String>,
+    /// The first vCPU's CPUID: what this KVM on this processor supports. The others' differ from it in their numbers.
+    cpuid: Vec<Raw<kvm_cpuid_entry2>>,
+}
+
+/// In what a machine differs from the one a snapshot was taken of.
+#[derive(Debug, thiserror::Error)]
+pub enum Mismatch {
+    /// Another program, or another version of it.
+    #[error("it was made by another build of bulkhead-vmm: {snapshot}, and this is {BUILD}")]
+    Build {
+        /// The name of that build.
+        snapshot: String,
+    },
+    /// Another kind of KVM.
+    #[error("the guest's kernel mode was {snapshot} when it was made, and is {here} here")]
+    KernelMode {
+        /// How it ran then.
+        snapshot: KernelMode,
+        /// How it runs here.
+        here: KernelMode,
+    },
+    /// Another number of vCPUs.
+    #[error("it has {snapshot} vCPUs, and this machine is to have {here}")]
+    Vcpus {
+        /// Its number.
+        snapshot: u8,
+        /// This machine's.
+        here: u8,
+    },
+    /// Another amount of memory.
+    #[error("it has {snapshot} MiB of memory, and this machine is to have {here}")]
+    Memory {
+        /// Its amount.
+        snapshot: u32,
+        /// This machine's.
+        here: u32,
+    },
+    /// Other devices.
+    #[error("it has the devices {}, and this machine is to have {}", .snapshot.join(", "), .here.join(", "))]
+    Devices {
+        /// Its devices.
+        snapshot: Vec<String>,
+        /// This machine's.
+        here: Vec<String>,
+    },
+    /// Another processor.
+    #[error("it was made on {snapshot}, and this host has {here}")]
+    Processor {
+        /// That processor.
+        snapshot: String,
+        /// This host's.
+        here: String,
+    },
+    /// A processor with other features, or another KVM.
+    #[error(
+        "KVM offers other processor features than when it was made: CPUID leaf {leaf:#x}.{subleaf:#x} was {snapshot}, \
+         and is {here}"
+    )]
+    Features {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+        /// EAX, EBX, ECX and EDX then.
+        snapshot: String,
+        /// And here.
+        here: String,
+    },
+}
+
+impl Dependencies {
+    /// Those of a machine described by `config`, on a host whose KVM supports `supported`.
+    ///
+    /// # Errors
+    /// When its vCPUs have no CPUID.
+    pub fn of(
+        config: &MachineConfig,
+        kernel_mode: KernelMode,
+        supported: &CpuId,
+    ) -> Result<Self, TooManyEntries> {
+        let vcpus = config.vcpus;
+        let cpuid = cpuid::compose(supported, Place { index: 0, vcpus }, kernel_mode)?;
+        Ok(Self {
+            build: BUILD.to_owned(),
+            kernel_mode,
+            vcpus,
+            memory_mib: config.memory_mib,
+            devices: devices(config),
+            cpuid: cpuid.as_slice().iter().copied().map(Raw).collect(),
+        })
+    }
+
+    /// Checks that a machine with these dependencies can go on where the one with `snapshot`'s was.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check(&self, snapshot: &Self) -> Result<(), Mismatch> {
+        snapshot.check_build()?;
+        if snapshot.kernel_mode != self.kernel_mode {
+            return Err(Mismatch::KernelMode {
+                snapshot: snapshot.kernel_mode,
+                here: self.kernel_mode,
+            });
+        }
+        if snapshot.vcpus != self.vcpus {
+            return Err(Mismatch::Vcpus {
+                snapshot: snapshot.vcpus,
+                here: self.vcpus,
+            });
+        }
+        if snapshot.memory_mib != self.memory_mib {
+            return Err(Mismatch::Memory {
+                snapshot: snapshot.memory_mib,
+                here: self.memory_mib,
+            });
+        }
+        if snapshot.devices != self.devices {
+            return Err(Mismatch::Devices {
+                snapshot: snapshot.devices.clone(),
+                here: self.devices.clone(),
+            });
+        }
+        self.check_processor(snapshot)
+    }
+
+    /// Checks that this build of the program made the snapshot.
+    ///
+    /// # Errors
+    /// When another did.
+    pub fn check_build(&self) -> Result<(), Mismatch> {
+        if self.build == BUILD {
+            return Ok(());
+        }
+        Err(Mismatch::Build {
+            snapshot: self.build.clone(),
+        })
+    }
+
+    fn check_processor(&self, snapshot: &Self) -> Result<(), Mismatch> {
+        let (then, here) = (snapshot.processor(), self.processor());
+        if then != here {
+            return Err(Mismatch::Processor { snapshot: then, here });
+        }
+        let leaves = |of: &Self| {
+            let mut leaves: Vec<kvm_cpuid_entry2> = of.cpuid.iter().map(|Raw(entry)| *entry).collect();
+            leaves.sort_by_key(|entry| (entry.function, entry.index));
+            leaves
+        };
+        let (then, here) = (leaves(snapshot), leaves(self));
+        let count = then.len().max(here.len());
+        let differing = (0..count)
+            .map(|position| (then.get(position), here.get(position)))
+            .find(|(then, here)| then != here);
+        let Some((then, here)) = differing else {
+            return Ok(());
+        };
+        // The lower one of two different leaves is one that the other side has not.
+        let place = |entry: &kvm_cpuid_entry2| (entry.function, entry.index);
+        let lowest = [then, here].into_iter().flatten().map(place).min();
+        let (leaf, subleaf) = lowest.unwrap_or_default();
+        let tell = |entry: Option<&kvm_cpuid_entry2>| match entry {
+            Some(entry) if place(entry) == (leaf, subleaf) => {
+                let kvm_cpuid_entry2 {
+                    eax, ebx, ecx, edx, ..
+                } = entry;
+                format!("{eax:08x} {ebx:08x} {ecx:08x} {edx:08x}")
+            }
+            _ => "absent".to_owned(),
+        };
+        Err(Mismatch::Features {
+            leaf,
+            subleaf,
+            snapshot: tell(then),
+            here: tell(here),
+        })
+    }
+
+    /// Vendor, family, model and stepping (Intel SDM volume 2, CPUID leaves 0 and 1; AMD's are the same).
+    fn processor(&self) -> String {
+        let leaf = |function| {
+            let entries = self.cpuid.iter().map(|Raw(entry)| entry);
+            entries.copied().find(|entry| entry.function == function)
+        };
+        let vendor = leaf(0).unwrap_or_default();
+        let vendor = [vendor.ebx, vendor.edx, vendor.ecx]
+            .map(u32::to_le_bytes)
+            .concat();
+        let signature = leaf(1).unwrap_or_default().eax;
+        let (base_family, base_model) = (signature >> 8 & 0xf, signature >> 4 & 0xf);
+        let family = match base_family {
+            0xf => base_family + (signature >> 20 & 0xff),
+            _ => base_family,
+        };
+        let model = base_model | (signature >> 16 & 0xf) << 4;
+        let stepping = signature & 0xf;
+        format!(
+            "{} family {family} model {model} stepping {stepping}",
+            vendor.escape_ascii()
+        )
+    }
+}
+
+/// The virtio devices of a machine in the order of their windows, each with what the guest sees of its configuration.
+fn devices(config: &MachineConfig) -> Vec<String> {
+    let vsock = config.vsock.iter();
+    let shared = config.shared_directories.iter();
+    ["console".to_owned(), "rng".to_owned()]
+        .into_iter()
+        .chain(vsock.map(|vsock| format!("vsock of guest {}", vsock.guest_cid)))
+        .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
+        .collect()
+}

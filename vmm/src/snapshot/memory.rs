@@ -1,0 +1,230 @@
+//! The `memory` file: the guest's RAM, one range after the other, with a hole where a page is zero.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MemoryRegionAddress,
+};
+
+use super::raw::Raw;
+use crate::memory::layout;
+
+const PAGE: usize = layout::PAGE_BYTES as usize;
+/// How much is looked at at a time.
+const CHUNK: usize = 1 << 20;
+static ZEROS: [u8; PAGE] = [0; PAGE];
+
+/// What a memory file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryDigest {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The pages that are not zero.
+    pub pages: u64,
+    /// SHA-256 over each of them in order: its number, as 8 little-endian bytes, and its contents.
+    pub sha256: Raw<[u8; 32]>,
+}
+
+/// Why guest memory cannot be written to a file, or read from one.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryFileError {
+    /// The file is not there, or the host does not read or write it.
+    #[error("{0} the memory file")]
+    File(&'static str, #[source] io::Error),
+    /// The guest's memory cannot be read.
+    #[error("reading the guest's memory")]
+    Guest(#[source] GuestMemoryError),
+    /// The file is not as large as the machine's memory.
+    #[error("the memory file has {bytes} bytes where it should have {expected}")]
+    Size {
+        /// Its size.
+        bytes: u64,
+        /// The size of the memory.
+        expected: u64,
+    },
+    /// The file was changed.
+    #[error("the memory file is damaged: its checksum is wrong")]
+    Checksum,
+    /// The host does not map it.
+    #[error("mapping the memory file")]
+    Map(#[source] MmapRegionError),
+    /// The ranges are not a guest's memory.
+    #[error("arranging the guest's memory")]
+    Arrange(#[source] GuestRegionCollectionError),
+}
+
+/// Sums up pages as they come.
+#[derive(Default)]
+struct Summary {
+    hash: Sha256,
+    pages: u64,
+}
+
+impl Summary {
+    fn add(&mut self, number: u64, page: &[u8]) {
+        self.pages += 1;
+        self.hash.update(number.to_le_bytes());
+        self.hash.update(page);
+    }
+
+    fn of(self, bytes: u64) -> MemoryDigest {
+        MemoryDigest {
+            bytes,
+            pages: self.pages,
+            sha256: Raw(self.hash.finalize().into()),
+        }
+    }
+}
+
+/// Writes `memory`, which nobody changes meanwhile, to `file`, which is empty.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(memory: &GuestMemoryMmap, file: &File) -> Result<MemoryDigest, MemoryFileError> {
+    let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    file.set_len(bytes)
+        .map_err(|error| MemoryFileError::File("sizing", error))?;
+    let mut summary = Summary::default();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    for region in memory.iter() {
+        let mut address = 0;
+        while address < region.len() {
+            let length = (region.len() - address).min(CHUNK as u64);
+            let (chunk, _) = buffer.split_at_mut(length as usize);
+            region
+                .read_slice(chunk, MemoryRegionAddress(address))
+                .map_err(MemoryFileError::Guest)?;
+            write_chunk(chunk, offset + address, file, &mut summary)?;
+            address += length;
+        }
+        offset += region.len();
+    }
+    file.sync_data()
+        .map_err(|error| MemoryFileError::File("flushing", error))?;
+    Ok(summary.of(bytes))
+}
+
+/// Writes the pages of `chunk` that are not zero, neighbours together.
+fn write_chunk(chunk: &[u8], offset: u64, file: &File, summary: &mut Summary) -> Result<(), MemoryFileError> {
+    let pages: Vec<&[u8]> = chunk.chunks(PAGE).collect();
+    let mut number = offset / layout::PAGE_BYTES;
+    let mut start = 0;
+    for run in pages.chunk_by(|page, next| is_zero(page) == is_zero(next)) {
+        let end = start + run.len() * PAGE;
+        let first = number;
+        number += run.len() as u64;
+        let bytes = chunk.get(start..end).unwrap_or_default();
+        start = end;
+        if run.first().is_none_or(|page| is_zero(page)) {
+            continue;
+        }
+        for (number, page) in (first..).zip(run) {
+            summary.add(number, page);
+        }
+        file.write_all_at(bytes, first * layout::PAGE_BYTES)
+            .map_err(|error| MemoryFileError::File("writing", error))?;
+    }
+    Ok(())
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page == ZEROS
+}
+
+/// Checks that `file` has `expected` bytes.
+///
+/// # Errors
+/// When it has not.
+pub fn check_size(file: &File, expected: u64) -> Result<(), MemoryFileError> {
+    let bytes = file
+        .metadata()
+        .map_err(|error| MemoryFileError::File("looking at", error))?
+        .len();
+    if bytes != expected {
+        return Err(MemoryFileError::Size { bytes, expected });
+    }
+    Ok(())
+}
+
+/// Checks that `file` holds what `digest` says. It reads all pages that are there.
+///
+/// # Errors
+/// When it does not, or cannot be read.
+pub fn verify(file: &File, digest: &MemoryDigest) -> Result<(), MemoryFileError> {
+    check_size(file, digest.bytes)?;
+    let mut summary = Summary::default();
+    let mut buffer = vec![0; CHUNK];
+    let mut position = 0;
+    while let Some(data) = next_data(file, position)? {
+        // File systems keep data in blocks of their own size.
+        let start = layout::page_down(data).max(position);
+        let length = (digest.bytes.saturating_sub(start)).min(CHUNK as u64);
+        if length == 0 {
+            break;
+        }
+        let (chunk, _) = buffer.split_at_mut(length as usize);
+        file.read_exact_at(chunk, start)
+            .map_err(|error| MemoryFileError::File("reading", error))?;
+        for (number, page) in (start / layout::PAGE_BYTES..).zip(chunk.chunks(PAGE)) {
+            if !is_zero(page) {
+                summary.add(number, page);
+            }
+        }
+        position = start + length;
+    }
+    if summary.of(digest.bytes) != *digest {
+        return Err(MemoryFileError::Checksum);
+    }
+    Ok(())
+}
+
+/// Where the file's next data is, from `position` on.
+fn next_data(file: &File, position: u64) -> Result<Option<u64>, MemoryFileError> {
+    match seek(file, SeekFrom::Data(position)) {
+        Ok(data) => Ok(Some(data)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(MemoryFileError::File("looking for data in", error.into())),
+    }
+}
+
+/// A guest's memory of `bytes`, which is what `file` holds until the guest writes to it. Nothing is read before it is
+/// needed, and what is written stays in this process.
+///
+/// A file that is cut short later takes the guest's pages away: snapshots are replaced, not rewritten.
+///
+/// # Errors
+/// When the file has another size, or the host refuses the mapping.
+pub fn map(file: &File, bytes: u64) -> Result<GuestMemoryMmap, MemoryFileError> {
+    check_size(file, bytes)?;
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for range in layout::ram(bytes) {
+        let length = range.end - range.start;
+        let file = file
+            .try_clone()
+            .map_err(|error| MemoryFileError::File("sharing", error))?;
+        let region = MmapRegionBuilder::new(length as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(file, offset))
+            .build()
+            .map_err(MemoryFileError::Map)?;
+        // Only an address beyond the address space is refused here.
+        let region = GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or(
+            MemoryFileError::Arrange(GuestRegionCollectionError::NoMemoryRegion),
+        )?;
+        regions.push(region);
+        offset += length;
+    }
+    GuestMemoryMmap::from_regions(regions).map_err(MemoryFileError::Arrange)
+}

@@ -1,0 +1,220 @@
+//! The state of a vCPU in KVM.
+
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+
+use super::raw::Raw;
+
+/// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE.
+const TIME_STAMP_COUNTER: u32 = 0x10;
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// The memory type registers, which older KVMs leave out of their list: IA32_MTRR_PHYSBASE and _PHYSMASK 0 to 7, the
+/// eleven fixed ranges, and IA32_MTRR_DEF_TYPE.
+const MEMORY_TYPES: [std::ops::RangeInclusive<u32>; 5] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x2ff..=0x2ff,
+];
+
+/// Why a vCPU's or a machine's state cannot be read from KVM, or given to it.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmStateError {
+    /// KVM refuses.
+    #[error("{0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// KVM does not take a model-specific register.
+    #[error("KVM does not take {value:#x} as model-specific register {index:#x}")]
+    ModelSpecific {
+        /// The register.
+        index: u32,
+        /// What it should hold.
+        value: u64,
+    },
+    /// There are more model-specific registers than KVM takes at a time.
+    #[error("{0} model-specific registers are more than KVM takes")]
+    TooMany(usize),
+}
+
+/// For `map_err`: KVM refuses `act`.
+pub(super) fn kvm(act: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmStateError {
+    move |source| KvmStateError::Kvm(act, source)
+}
+
+/// What is kept of a vCPU. Its CPUID is not among it: that is made anew, and is the same
+/// (see [`Dependencies`](super::description::Dependencies)).
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuState {
+    activity: u32,
+    general: Raw<kvm_regs>,
+    system: Raw<kvm_sregs>,
+    events: Raw<kvm_vcpu_events>,
+    /// 4 KiB: this process never asks for the one component that needs more, AMX's tiles.
+    extended: Raw<kvm_xsave>,
+    extended_control: Raw<kvm_xcrs>,
+    debug: Raw<kvm_debugregs>,
+    local_apic: Raw<kvm_lapic_state>,
+    /// The frequency of the time stamp counter in kHz.
+    tsc_khz: u32,
+    /// Number and value of each model-specific register.
+    model_specific: Vec<(u32, u64)>,
+}
+
+/// The numbers of the model-specific registers that may be there.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn model_specific_registers(kvm_fd: &Kvm) -> Result<Vec<u32>, KvmStateError> {
+    let listed = kvm_fd
+        .get_msr_index_list()
+        .map_err(kvm("listing model-specific registers"))?;
+    let mut indices: Vec<u32> = listed.as_slice().to_vec();
+    indices.extend(MEMORY_TYPES.into_iter().flatten());
+    indices.sort_unstable();
+    indices.dedup();
+    Ok(indices)
+}
+
+impl VcpuState {
+    /// The state of `vcpu`, which is outside the guest with nothing left to complete.
+    ///
+    /// # Errors
+    /// When KVM does not give a part of it.
+    pub fn read(vcpu: &VcpuFd, model_specific_registers: &[u32]) -> Result<Self, KvmStateError> {
+        Ok(Self {
+            // First, because reading it makes KVM take in the startup interrupts that have come.
+            activity: vcpu
+                .get_mp_state()
+                .map_err(kvm("reading a vCPU's activity"))?
+                .mp_state,
+            general: Raw(vcpu.get_regs().map_err(kvm("reading general registers"))?),
+            system: Raw(vcpu.get_sregs().map_err(kvm("reading system registers"))?),
+            extended: Raw(vcpu.get_xsave().map_err(kvm("reading extended state"))?),
+            extended_control: Raw(vcpu
+                .get_xcrs()
+                .map_err(kvm("reading extended control registers"))?),
+            debug: Raw(vcpu.get_debug_regs().map_err(kvm("reading debug registers"))?),
+            local_apic: Raw(vcpu.get_lapic().map_err(kvm("reading a local APIC"))?),
+            tsc_khz: vcpu
+                .get_tsc_khz()
+                .map_err(kvm("reading the frequency of the time stamp counter"))?,
+            model_specific: read_model_specific(vcpu, model_specific_registers)?,
+            events: Raw(vcpu
+                .get_vcpu_events()
+                .map_err(kvm("reading pending exceptions and interrupts"))?),
+        })
+    }
+
+    /// Makes this the state of `vcpu`, which is new and has its CPUID.
+    ///
+    /// # Errors
+    /// When KVM does not take a part of it.
+    pub fn write(&self, vcpu: &VcpuFd) -> Result<(), KvmStateError> {
+        self.write_frequency(vcpu)?;
+        let activity = kvm_mp_state {
+            mp_state: self.activity,
+        };
+        vcpu.set_mp_state(activity)
+            .map_err(kvm("setting a vCPU's activity"))?;
+        // The local APIC's address and mode are among these, so they come before the local APIC.
+        vcpu.set_sregs(&self.system.0)
+            .map_err(kvm("setting system registers"))?;
+        vcpu.set_regs(&self.general.0)
+            .map_err(kvm("setting general registers"))?;
+        vcpu.set_xcrs(&self.extended_control.0)
+            .map_err(kvm("setting extended control registers"))?;
+        // SAFETY: KVM reads 4 KiB, the size of the structure: only a process that asked for larger components has
+        // larger images, and this one never does.
+        unsafe { vcpu.set_xsave(&self.extended.0) }.map_err(kvm("setting extended state"))?;
+        vcpu.set_debug_regs(&self.debug.0)
+            .map_err(kvm("setting debug registers"))?;
+        // It says how the timer is used, without which the deadline is not taken.
+        vcpu.set_lapic(&self.local_apic.0)
+            .map_err(kvm("setting a local APIC"))?;
+        self.write_model_specific(vcpu)?;
+        // After the system registers, which also hold an interrupt.
+        vcpu.set_vcpu_events(&self.events.0)
+            .map_err(kvm("setting pending exceptions and interrupts"))
+    }
+
+    /// Has KVM scale the counter if this host's runs at another frequency; within 250 parts in a million it does not
+    /// need to.
+    fn write_frequency(&self, vcpu: &VcpuFd) -> Result<(), KvmStateError> {
+        let here = vcpu
+            .get_tsc_khz()
+            .map_err(kvm("reading the frequency of the time stamp counter"))?;
+        if here == self.tsc_khz {
+            return Ok(());
+        }
+        vcpu.set_tsc_khz(self.tsc_khz)
+            .map_err(kvm("setting the frequency of the time stamp counter"))
+    }
+
+    /// The counter comes first and the deadline, which is a time of that counter, last.
+    fn write_model_specific(&self, vcpu: &VcpuFd) -> Result<(), KvmStateError> {
+        let rank = |index| match index {
+            TIME_STAMP_COUNTER => 0,
+            TSC_DEADLINE => 2,
+            _ => 1,
+        };
+        let mut registers = self.model_specific.clone();
+        registers.sort_by_key(|(index, _)| rank(*index));
+        let mut rest = registers.as_slice();
+        while let [(index, value), after @ ..] = rest {
+            let taken = vcpu
+                .set_msrs(&entries(rest)?)
+                .map_err(kvm("setting model-specific registers"))?;
+            rest = rest.get(taken..).unwrap_or_default();
+            if taken > 0 {
+                continue;
+            }
+            // KVM stopped at the first one. It may not be there to be set, and hold the value all the same.
+            let there = read_model_specific(vcpu, &[*index])?;
+            if there != [(*index, *value)] {
+                return Err(KvmStateError::ModelSpecific {
+                    index: *index,
+                    value: *value,
+                });
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+/// The registers among `indices` that can be read.
+fn read_model_specific(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, KvmStateError> {
+    let wanted: Vec<(u32, u64)> = indices.iter().map(|index| (*index, 0)).collect();
+    let mut registers = Vec::with_capacity(wanted.len());
+    let mut rest = wanted.as_slice();
+    while !rest.is_empty() {
+        let mut buffer = entries(rest)?;
+        let read = vcpu
+            .get_msrs(&mut buffer)
+            .map_err(kvm("reading model-specific registers"))?;
+        let values = buffer.as_slice().iter().take(read);
+        registers.extend(values.map(|entry| (entry.index, entry.data)));
+        // KVM stops at the first one that this vCPU does not have.
+        rest = rest.get(read + 1..).unwrap_or_default();
+    }
+    Ok(registers)
+}
+
+fn entries(registers: &[(u32, u64)]) -> Result<Msrs, KvmStateError> {
+    let entries: Vec<kvm_msr_entry> = registers
+        .iter()
+        .map(|(index, data)| kvm_msr_entry {
+            index: *index,
+            data: *data,
+            ..Default::default()
+        })
+        .collect();
+    Msrs::from_entries(&entries).map_err(|_| KvmStateError::TooMany(entries.len()))
+}
