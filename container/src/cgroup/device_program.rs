@@ -32,6 +32,9 @@ const SHIFT_RIGHT_IMMEDIATE32: u8 = 0x74;
 const JUMP_IF_NOT_EQUAL_IMMEDIATE32: u8 = 0x56;
 const JUMP_IF_EQUAL_IMMEDIATE32: u8 = 0x16;
 const JUMP_IF_NOT_EQUAL_REGISTER32: u8 = 0x5e;
+const SHIFT_LEFT_IMMEDIATE32: u8 = 0x64;
+const OR_REGISTER32: u8 = 0x4c;
+const JUMP: u8 = 0x05;
 const EXIT: u8 = 0x95;
 
 // Registers: the verdict, the context, and what is taken from it.
@@ -42,6 +45,12 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
+/// Major and minor number in one, as the kernel's `dev_t` has them.
+const NUMBER: u8 = 7;
+
+/// The widths of the two in `dev_t` (`<linux/kdev_t.h>`).
+const MAJOR_BITS: u32 = 12;
+const MINOR_BITS: u32 = 20;
 
 // `BPF_DEVCG_DEV_*`.
 const BLOCK: i32 = 1;
@@ -63,6 +72,9 @@ pub(super) fn attach(folder: &Path, rules: &[DeviceRule]) -> Result<(), CgroupEr
 }
 
 /// The last rule that fits decides, so the last is asked first. Without one, access is denied.
+///
+/// Rules side by side that say the same of single devices of one kind share their question about the kind and their
+/// answer: the kernel walks every path through a program before it takes it, so paths that meet again cost the most.
 fn assemble(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut program = vec![
         // struct bpf_cgroup_dev_ctx: access << 16 | kind, major, minor.
@@ -72,28 +84,117 @@ fn assemble(rules: &[DeviceRule]) -> Vec<Instruction> {
         instruction(AND_IMMEDIATE32, KIND, 0, 0, 0xffff),
         instruction(LOAD_WORD, MAJOR, CONTEXT, 4, 0),
         instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
+        instruction(MOVE_REGISTER32, NUMBER, MAJOR, 0, 0),
+        instruction(SHIFT_LEFT_IMMEDIATE32, NUMBER, 0, 0, MINOR_BITS as i32),
+        instruction(OR_REGISTER32, NUMBER, MINOR, 0, 0),
     ];
-    for rule in rules.iter().rev() {
-        let mut conditions = conditions(rule);
-        let always_fits = conditions.is_empty();
-        conditions.push(instruction(MOVE_IMMEDIATE, VERDICT, 0, 0, i32::from(rule.allow)));
-        conditions.push(instruction(EXIT, 0, 0, 0, 0));
-        // A condition that does not hold skips the rest of its rule.
-        let length = conditions.len();
-        for (index, condition) in conditions.iter_mut().enumerate() {
-            if condition.offset == SKIP_RULE {
-                condition.offset = (length - index - 1) as i16;
+    let mut rest: Vec<DeviceRule> = rules.to_vec();
+    while let Some(rule) = rest.pop() {
+        if let Some(listed) = Listed::of(&rule) {
+            let mut questions = vec![listed.question];
+            while let Some(next) = rest.last().and_then(Listed::of)
+                && (next.allow, next.kind) == (listed.allow, listed.kind)
+            {
+                questions.push(next.question);
+                rest.pop();
             }
+            program.extend(list(listed.kind, listed.allow, &questions));
+            continue;
         }
-        program.append(&mut conditions);
+        let conditions = conditions(&rule);
+        let always_fits = conditions.is_empty();
+        program.extend(single(conditions, rule.allow));
         // The kernel refuses a program with instructions that are never reached.
         if always_fits {
             return program;
         }
     }
-    program.push(instruction(MOVE_IMMEDIATE, VERDICT, 0, 0, 0));
-    program.push(instruction(EXIT, 0, 0, 0, 0));
+    program.extend(answer(false));
     program
+}
+
+/// A rule about every access to one device, or to every device of a major number.
+struct Listed {
+    allow: bool,
+    kind: DeviceType,
+    /// The register to compare, and the value that fits.
+    question: (u8, i32),
+}
+
+impl Listed {
+    fn of(rule: &DeviceRule) -> Option<Listed> {
+        let DeviceRule {
+            allow,
+            devices:
+                Devices::Some {
+                    kind,
+                    major: Some(major),
+                    minor,
+                },
+            access: Access::ALL,
+        } = *rule
+        else {
+            return None;
+        };
+        let question = match minor {
+            None => (MAJOR, major),
+            // Numbers beyond what the kernel has would be mistaken for others.
+            Some(minor) if major >> MAJOR_BITS == 0 && minor >> MINOR_BITS == 0 => {
+                (NUMBER, major << MINOR_BITS | minor)
+            }
+            Some(_) => return None,
+        };
+        let question = (question.0, question.1.cast_signed());
+        Some(Listed {
+            allow,
+            kind,
+            question,
+        })
+    }
+}
+
+/// `if kind == K && (first || second || …) return answer;`
+fn list(kind: DeviceType, allow: bool, questions: &[(u8, i32)]) -> Vec<Instruction> {
+    // The answer's two instructions and the jump around them stand behind the questions.
+    let count = questions.len() as i16;
+    let mut program = vec![instruction(
+        JUMP_IF_NOT_EQUAL_IMMEDIATE32,
+        KIND,
+        0,
+        count + 3,
+        number_of(kind),
+    )];
+    for (index, (register, value)) in (0..).zip(questions) {
+        program.push(instruction(
+            JUMP_IF_EQUAL_IMMEDIATE32,
+            *register,
+            0,
+            count - index,
+            *value,
+        ));
+    }
+    program.push(instruction(JUMP, 0, 0, 2, 0));
+    program.extend(answer(allow));
+    program
+}
+
+/// `if every condition holds return answer;`: one that does not skips the rest.
+fn single(mut conditions: Vec<Instruction>, allow: bool) -> Vec<Instruction> {
+    conditions.extend(answer(allow));
+    let length = conditions.len();
+    for (index, condition) in conditions.iter_mut().enumerate() {
+        if condition.offset == SKIP_RULE {
+            condition.offset = (length - index - 1) as i16;
+        }
+    }
+    conditions
+}
+
+fn answer(allow: bool) -> [Instruction; 2] {
+    [
+        instruction(MOVE_IMMEDIATE, VERDICT, 0, 0, i32::from(allow)),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
 }
 
 /// Stands for the distance to the end of a rule until that is known.
@@ -102,16 +203,12 @@ const SKIP_RULE: i16 = i16::MAX;
 fn conditions(rule: &DeviceRule) -> Vec<Instruction> {
     let mut conditions = Vec::new();
     if let Devices::Some { kind, major, minor } = rule.devices {
-        let kind = match kind {
-            DeviceType::Block => BLOCK,
-            DeviceType::Character => CHARACTER,
-        };
         conditions.push(instruction(
             JUMP_IF_NOT_EQUAL_IMMEDIATE32,
             KIND,
             0,
             SKIP_RULE,
-            kind,
+            number_of(kind),
         ));
         for (register, number) in [(MAJOR, major), (MINOR, minor)] {
             if let Some(number) = number {
@@ -143,6 +240,13 @@ fn conditions(rule: &DeviceRule) -> Vec<Instruction> {
         });
     }
     conditions
+}
+
+fn number_of(kind: DeviceType) -> i32 {
+    match kind {
+        DeviceType::Block => BLOCK,
+        DeviceType::Character => CHARACTER,
+    }
 }
 
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
@@ -222,4 +326,153 @@ fn attach_to(cgroup: &OwnedFd, program: &OwnedFd) -> Result<(), Errno> {
         )
     };
     checked(returned).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the kernel's interpreter makes of a program for one access.
+    fn verdict(program: &[Instruction], kind: i32, asked: u8, major: u32, minor: u32) -> bool {
+        let context = [u32::from(asked) << 16 | kind.cast_unsigned(), major, minor];
+        let mut registers = [0u32; 10];
+        let mut at = 0i64;
+        loop {
+            let Instruction {
+                code,
+                registers: operands,
+                offset,
+                immediate,
+            } = program[usize::try_from(at).unwrap()];
+            let (to, from) = (usize::from(operands & 0xf), usize::from(operands >> 4));
+            let value = immediate.cast_unsigned();
+            at += 1;
+            let jump = match code {
+                LOAD_WORD => {
+                    registers[to] = context[usize::try_from(offset / 4).unwrap()];
+                    false
+                }
+                MOVE_IMMEDIATE => {
+                    registers[to] = value;
+                    false
+                }
+                MOVE_REGISTER32 => {
+                    registers[to] = registers[from];
+                    false
+                }
+                AND_IMMEDIATE32 => {
+                    registers[to] &= value;
+                    false
+                }
+                OR_REGISTER32 => {
+                    registers[to] |= registers[from];
+                    false
+                }
+                SHIFT_RIGHT_IMMEDIATE32 => {
+                    registers[to] >>= value;
+                    false
+                }
+                SHIFT_LEFT_IMMEDIATE32 => {
+                    registers[to] <<= value;
+                    false
+                }
+                JUMP => true,
+                JUMP_IF_EQUAL_IMMEDIATE32 => registers[to] == value,
+                JUMP_IF_NOT_EQUAL_IMMEDIATE32 => registers[to] != value,
+                JUMP_IF_NOT_EQUAL_REGISTER32 => registers[to] != registers[from],
+                EXIT => return registers[usize::from(VERDICT)] == 1,
+                _ => panic!("instruction {code:#x}"),
+            };
+            if jump {
+                at += i64::from(offset);
+            }
+        }
+    }
+
+    /// The rules' words.
+    fn allowed(rules: &[DeviceRule], kind: DeviceType, asked: u8, major: u32, minor: u32) -> bool {
+        let fits = |rule: &&DeviceRule| {
+            let device = match rule.devices {
+                Devices::All => true,
+                Devices::Some {
+                    kind: of,
+                    major: wanted_major,
+                    minor: wanted_minor,
+                } => {
+                    of == kind
+                        && wanted_major.is_none_or(|wanted| wanted == major)
+                        && wanted_minor.is_none_or(|wanted| wanted == minor)
+                }
+            };
+            let access = if rule.allow {
+                asked & !rule.access.0 == 0
+            } else {
+                asked & rule.access.0 != 0
+            };
+            device && access
+        };
+        rules.iter().rev().find(fits).is_some_and(|rule| rule.allow)
+    }
+
+    fn number(most: u32) -> impl Strategy<Value = Option<u32>> {
+        prop_oneof![
+            2 => Just(None),
+            6 => (0..4u32).prop_map(Some),
+            1 => Just(Some(most)),
+            1 => any::<u32>().prop_map(Some),
+        ]
+    }
+
+    fn kind() -> impl Strategy<Value = DeviceType> {
+        prop_oneof![Just(DeviceType::Block), Just(DeviceType::Character)]
+    }
+
+    fn rule() -> impl Strategy<Value = DeviceRule> {
+        let some = (
+            kind(),
+            number((1 << MAJOR_BITS) - 1),
+            number((1 << MINOR_BITS) - 1),
+        )
+            .prop_map(|(kind, major, minor)| Devices::Some { kind, major, minor });
+        let devices = prop_oneof![1 => Just(Devices::All), 9 => some];
+        let access = prop_oneof![Just(7), 1..8u8].prop_map(Access);
+        (any::<bool>(), devices, access).prop_map(|(allow, devices, access)| DeviceRule {
+            allow,
+            devices,
+            access,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_program_says_what_the_rules_say(
+            rules in prop::collection::vec(rule(), 0..12),
+            kind in kind(),
+            asked in 1..8u8,
+            major in 0..4u32,
+            minor in 0..4u32,
+        ) {
+            let program = assemble(&rules);
+            let expected = allowed(&rules, kind, asked, major, minor);
+            prop_assert_eq!(verdict(&program, number_of(kind), asked, major, minor), expected);
+        }
+    }
+
+    #[test]
+    fn the_default_devices_share_one_question_about_their_kind() {
+        let program = assemble(&super::super::device_rules::plan(&[]).unwrap());
+        let about_kind = program
+            .iter()
+            .filter(|instruction| instruction.code == JUMP_IF_NOT_EQUAL_IMMEDIATE32)
+            .count();
+        // The list, and the two rules that let every node be made.
+        assert_eq!(about_kind, 3);
+        assert!(verdict(&program, CHARACTER, 6, 1, 3));
+        assert!(verdict(&program, CHARACTER, 6, 136, 77));
+        assert!(verdict(&program, BLOCK, 1, 8, 0));
+        assert!(!verdict(&program, BLOCK, 2, 8, 0));
+        assert!(!verdict(&program, CHARACTER, 6, 10, 232));
+    }
 }
