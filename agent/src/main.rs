@@ -36,6 +36,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<std::convert::Infallible> {
     guest_mounts::mount_all().context("preparing the guest's file systems")?;
     overcommit::promise_everything().context("setting vm.overcommit_memory")?;
+    container::bring_loopback_up().context("bringing the pod's loopback interface up")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

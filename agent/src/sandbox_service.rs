@@ -62,7 +62,7 @@ impl Sandbox for SandboxService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<ShutdownResponse> {
-        self.tasks.delete_all().await?;
+        self.tasks.end_all().await?;
         rustix::fs::sync();
         tokio::spawn(async {
             tokio::time::sleep(SHUTDOWN_GRACE).await;

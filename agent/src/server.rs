@@ -28,6 +28,9 @@ pub(crate) enum ServeError {
     /// The host could not be told that the agent is ready.
     #[error("announcing readiness")]
     Announce(#[source] EventError),
+    /// Whether the host still listens cannot be told.
+    #[error("watching the connection to the host")]
+    KeepEvents(#[source] io::Error),
     /// SIGCHLD could not be received.
     #[error("reaping")]
     Reap(#[source] io::Error),
@@ -53,5 +56,6 @@ pub(crate) async fn serve(events: &mut EventConnection) -> Result<Infallible, Se
     tokio::select! {
         result = exits.reap() => result.map_err(ServeError::Reap),
         result = streams.accept(listener) => result.map_err(ServeError::AcceptStream),
+        result = events.keep() => result.map_err(ServeError::KeepEvents),
     }
 }

@@ -52,7 +52,7 @@ pub use container::{
 };
 pub use id::{ContainerId, InvalidContainerId};
 pub use init::CommandFailure;
-pub use kernel::set_read_only;
+pub use kernel::{bring_loopback_up, set_read_only};
 pub use plan::SpecError;
 pub use signal::{Signal, UnknownSignal};
 pub use state::{OciState, StateDirectory, StateError, Status};

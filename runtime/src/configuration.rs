@@ -7,12 +7,30 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::isolation::Isolation;
+use crate::micro_vm::template::TemplatePolicy;
 
 /// Read when no other file is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/bulkhead/config.toml";
 
 /// Enough for a guest whose kernel is emulated on a host that is busy; on hardware a boot takes a fraction of a second.
 const DEFAULT_BOOT_DEADLINE_SECONDS: u64 = 120;
+
+/// Some twenty sizes of machines.
+const DEFAULT_TEMPLATES_LIMIT_MIB: u64 = 1024;
+
+/// Folders named on the command line, which come before those of the file.
+#[derive(Debug, Default, clap::Args)]
+pub struct Folders {
+    /// Folder of images and writable layers [default: /var/lib/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Folder of the state of what runs [default: /run/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub run_root: Option<PathBuf>,
+    /// Folder of the templates that microVMs are cloned from [default: templates in the folder of images]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub templates: Option<PathBuf>,
+}
 
 /// The file's keys, all optional.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +52,9 @@ struct MicroVmSection {
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     boot_deadline_seconds: Option<u64>,
+    template: Option<TemplatePolicy>,
+    templates: Option<PathBuf>,
+    templates_limit_mib: Option<u64>,
 }
 
 /// What holds for one invocation.
@@ -64,6 +85,12 @@ pub struct MicroVmConfiguration {
     pub initramfs: PathBuf,
     /// From the start of the VMM to the agent's first word.
     pub boot_deadline: Duration,
+    /// Whether machines are cloned from templates.
+    pub template: TemplatePolicy,
+    /// Where templates are kept.
+    pub templates: PathBuf,
+    /// What templates may take on disk together, in bytes.
+    pub templates_limit: u64,
 }
 
 /// Why the configuration was refused.
@@ -87,6 +114,9 @@ pub enum ConfigurationError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// The folder we are in is not to be found, and a folder was named from there.
+    #[error("finding the folder that relative paths begin at")]
+    Folder(#[source] io::Error),
     /// Our own binary has no folder to find the others from.
     #[error("finding the folder of the bulkhead binary")]
     OwnPath(#[source] io::Error),
@@ -98,17 +128,28 @@ impl Configuration {
     ///
     /// # Errors
     /// When the file named cannot be read, or a file has an unknown key or a wrong value.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigurationError> {
+    pub fn load(path: Option<&Path>, folders: &Folders) -> Result<Self, ConfigurationError> {
         let path = path.or_else(|| Some(Path::new(DEFAULT_FILE)).filter(|path| path.exists()));
         let file = path.map(read).transpose()?.unwrap_or_default();
         let own = std::env::current_exe().map_err(ConfigurationError::OwnPath)?;
         let binaries = own.parent().unwrap_or(Path::new("/"));
         let share = binaries.parent().unwrap_or(Path::new("/")).join("share/bulkhead");
+        let absolute = |folder: Option<&PathBuf>| {
+            let absolute = folder.map(std::path::absolute).transpose();
+            absolute.map_err(ConfigurationError::Folder)
+        };
+        let named = absolute(folders.root.as_ref())?;
+        let root = named.or(file.root).unwrap_or_else(|| "/var/lib/bulkhead".into());
+        let run_root = absolute(folders.run_root.as_ref())?.or(file.run_root);
+        let templates = absolute(folders.templates.as_ref())?.or(file.microvm.templates);
+        let templates_limit_mib = file
+            .microvm
+            .templates_limit_mib
+            .unwrap_or(DEFAULT_TEMPLATES_LIMIT_MIB);
         Ok(Self {
             file: path.map(Path::to_owned),
             isolation: file.isolation,
-            root: file.root.unwrap_or_else(|| "/var/lib/bulkhead".into()),
-            run_root: file.run_root.unwrap_or_else(|| "/run/bulkhead".into()),
+            run_root: run_root.unwrap_or_else(|| "/run/bulkhead".into()),
             microvm: MicroVmConfiguration {
                 kvm: file.microvm.kvm.unwrap_or_else(|| "/dev/kvm".into()),
                 vmm: file.microvm.vmm.unwrap_or_else(|| binaries.join("bulkhead-vmm")),
@@ -122,8 +163,30 @@ impl Configuration {
                         .boot_deadline_seconds
                         .unwrap_or(DEFAULT_BOOT_DEADLINE_SECONDS),
                 ),
+                template: file.microvm.template.unwrap_or_default(),
+                templates: templates.unwrap_or_else(|| root.join("templates")),
+                templates_limit: templates_limit_mib.saturating_mul(1 << 20),
             },
+            root,
         })
+    }
+}
+
+#[cfg(test)]
+impl MicroVmConfiguration {
+    /// One whose files are nowhere.
+    pub(crate) fn for_tests() -> Self {
+        let nowhere = Path::new("/nonexistent");
+        Self {
+            kvm: nowhere.into(),
+            vmm: nowhere.into(),
+            kernel: nowhere.into(),
+            initramfs: nowhere.into(),
+            boot_deadline: Duration::ZERO,
+            template: TemplatePolicy::Never,
+            templates: nowhere.into(),
+            templates_limit: 0,
+        }
     }
 }
 
@@ -145,7 +208,7 @@ mod tests {
     fn load(text: &str) -> Result<Configuration, ConfigurationError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Configuration::load(Some(file.path()))
+        Configuration::load(Some(file.path()), &Folders::default())
     }
 
     #[test]
@@ -162,8 +225,11 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let configuration =
-            load("isolation = \"shared-kernel\"\nroot = \"/a\"\n[microvm]\nkernel = \"/k\"\nboot_deadline_seconds = 3")
+            load("isolation = \"shared-kernel\"\nroot = \"/a\"\n[microvm]\nkernel = \"/k\"\nboot_deadline_seconds = 3\ntemplate = \"require\"\ntemplates_limit_mib = 2")
                 .unwrap();
+        assert_eq!(configuration.microvm.template, TemplatePolicy::Require);
+        assert_eq!(configuration.microvm.templates, Path::new("/a/templates"));
+        assert_eq!(configuration.microvm.templates_limit, 2 << 20);
         assert_eq!(configuration.isolation, Some(Isolation::SharedKernel));
         assert_eq!(configuration.root, Path::new("/a"));
         assert_eq!(configuration.microvm.kernel, Path::new("/k"));
@@ -184,7 +250,8 @@ mod tests {
 
     #[test]
     fn a_missing_file_that_was_named_is_an_error() {
-        let error = Configuration::load(Some(Path::new("/nonexistent.toml"))).unwrap_err();
+        let error =
+            Configuration::load(Some(Path::new("/nonexistent.toml")), &Folders::default()).unwrap_err();
         assert!(error.to_string().contains("/nonexistent.toml"), "{error}");
     }
 }

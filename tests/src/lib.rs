@@ -45,6 +45,7 @@ pub struct Installation {
     directory: TempDir,
     image: PathBuf,
     names: AtomicU32,
+    templates: PathBuf,
 }
 
 impl Installation {
@@ -68,6 +69,7 @@ impl Installation {
             directory,
             image,
             names: AtomicU32::new(0),
+            templates: shared_templates(),
         })
     }
 
@@ -110,6 +112,18 @@ impl Installation {
         self
     }
 
+    /// Takes an empty folder of templates in place of the one that all tests share.
+    #[must_use]
+    pub fn with_own_templates(mut self) -> Self {
+        self.templates = self.directory.path().join("templates");
+        self
+    }
+
+    /// Where templates are kept.
+    pub fn templates(&self) -> &Path {
+        &self.templates
+    }
+
     /// `bulkhead` with our roots.
     pub fn bulkhead(&self) -> Command {
         let mut command = Command::new(binary("bulkhead"));
@@ -117,7 +131,9 @@ impl Installation {
             .arg("--root")
             .arg(self.root())
             .arg("--run-root")
-            .arg(self.run_root());
+            .arg(self.run_root())
+            .arg("--templates")
+            .arg(&self.templates);
         command.stdin(Stdio::null());
         command
     }
@@ -221,6 +237,11 @@ pub fn finish(command: &mut Command) -> Finished {
 /// A binary of ours.
 pub fn binary(name: &str) -> PathBuf {
     folder("BULKHEAD_BIN", "out/bin").join(name)
+}
+
+/// Templates that every test may clone from, kept for the next run: they depend on nothing but what was built.
+fn shared_templates() -> PathBuf {
+    folder("BULKHEAD_TEMPLATES", "out/templates")
 }
 
 /// A guest's part of ours: `vmlinux` or `initramfs.cpio`.

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use container::{CommandFailure, Container};
+use container::{CommandFailure, Container, Signal};
 use protocol::failure::{self, FailureKind};
 use protocol::task::{
     CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, KillRequest, KillResponse,
@@ -63,17 +63,25 @@ impl TaskService {
         }
     }
 
-    /// Ends and removes every container.
+    /// Ends the processes of every container. Nothing else is removed: this is for a guest that is about to go.
     ///
     /// # Errors
-    /// When one of them resists; the others are gone.
-    pub(crate) async fn delete_all(&self) -> Result<()> {
-        let ids: Vec<String> = self.containers().keys().cloned().collect();
+    /// When one of them resists; the others have ended.
+    pub(crate) async fn end_all(&self) -> Result<()> {
+        let mut ending = Vec::new();
         let mut result = Ok(());
-        for id in ids {
-            result = result.and(delete::delete(self, &id, true));
+        for kept in self.containers().values() {
+            if kept.exit.borrow().is_none() {
+                result = result.and(kept.container.kill(Signal::KILL));
+                ending.push(kept.exit.clone());
+            }
         }
-        result
+        result.map_err(|error| failed("ending a container", error))?;
+        for mut exit in ending {
+            // The watch is gone only with the container, whose process is gone then as well.
+            let _ = exit.wait_for(Option::is_some).await;
+        }
+        Ok(())
     }
 
     /// The containers, for a moment: the guard must not live over an await.

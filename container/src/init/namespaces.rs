@@ -1,15 +1,14 @@
 //! Entering and furnishing namespaces.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::{InitError, clocks};
-use crate::kernel::checked;
+use crate::kernel::bring_loopback_up;
 use crate::plan::{Namespace, NamespacePlan, Plan};
 
 /// Existing namespaces, opened by the caller before anything changed.
@@ -82,18 +81,4 @@ pub(super) fn furnish(plan: &Plan) -> Result<(), InitError> {
         ))?;
     }
     Ok(())
-}
-
-fn bring_loopback_up() -> Result<(), Errno> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: ifreq is plain bytes and integers, for which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    // The kernel keeps the flags that are not the user's to set.
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq (netdevice(7)), which is alive for the call.
-    let returned = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    checked(returned.into()).map(|_| ())
 }

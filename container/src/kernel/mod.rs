@@ -3,10 +3,12 @@
 pub(crate) mod clone3;
 pub(crate) mod close_range;
 pub(crate) mod execve;
+mod loopback;
 pub(crate) mod mount_setattr;
 pub(crate) mod pidfd;
 pub(crate) mod signal_disposition;
 
+pub use loopback::bring_loopback_up;
 pub use mount_setattr::set_read_only;
 
 use rustix::io::Errno;

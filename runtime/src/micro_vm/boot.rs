@@ -14,11 +14,15 @@ use tokio::time::timeout;
 use super::console::ConsoleTail;
 use super::guest_connection::ConnectError;
 use super::shared_directory::ShareError;
+use super::template::TemplateError;
 use super::vmm_process::{MachineEnd, SpawnError, VmmProcess};
 use crate::sizing::TooLarge;
 
 /// Reading kernel and initramfs and setting up the machine.
 pub const LOAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A clone's guest has but to notice that its connections are gone.
+pub const RESUME_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One call that mounts a directory and sets a clock.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,6 +34,8 @@ pub enum Stage {
     Load,
     /// The guest's kernel and agent start.
     Boot,
+    /// The guest of a clone goes on, and its agent connects anew.
+    Resume,
     /// The agent is given what only the host knows.
     Prepare,
 }
@@ -39,6 +45,7 @@ impl fmt::Display for Stage {
         formatter.write_str(match self {
             Self::Load => "loading the guest",
             Self::Boot => "booting the guest",
+            Self::Resume => "resuming the cloned guest",
             Self::Prepare => "preparing the guest",
         })
     }
@@ -67,6 +74,9 @@ pub enum BootError {
     /// The VMM could not be started.
     #[error("starting the VMM")]
     Spawn(#[from] SpawnError),
+    /// It has to be cloned and cannot be.
+    #[error("cloning the microVM, as the template policy \"require\" demands")]
+    Template(#[source] Box<TemplateError>),
     /// A stage failed.
     #[error("{stage}")]
     Stage {

@@ -2,17 +2,19 @@
 
 pub mod boot;
 pub mod console;
+pub mod control;
 pub mod guest_connection;
+mod pod_network;
 pub mod shared_directory;
+pub mod start;
+pub mod template;
 pub mod vmm_process;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use protocol::failure::{self, FailureKind};
@@ -24,13 +26,12 @@ use protocol::task::{
 };
 use protocol::task_ttrpc::TaskClient;
 use rustix::rand::{GetRandomFlags, getrandom};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use ttrpc::context::{Context, with_duration};
-use vmm::config::{MachineConfig, SharedDirectory as MachineDirectory, VsockConfig};
-use vmm::status::Phase;
 
-use self::boot::{BootError, LOAD_DEADLINE, PREPARE_DEADLINE, Stage, stage};
+use self::boot::{BootError, PREPARE_DEADLINE, Stage, stage};
 use self::shared_directory::SharedDirectory;
+use self::start::{StartRecord, StartedMachine};
 use self::vmm_process::VmmProcess;
 use crate::configuration::MicroVmConfiguration;
 use crate::isolation::Isolation;
@@ -41,9 +42,6 @@ use crate::sizing::{PodLimits, machine_size};
 
 /// Every call but waiting; the guest's kernel may be emulated, and a container's creation is many system calls.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Every guest's context id: vsock is served within the VMM's process, so ids need not differ between machines.
-const GUEST_CID: u32 = 3;
 
 /// Fresh randomness for each guest, in bytes.
 const SEED: usize = 64;
@@ -60,81 +58,25 @@ pub struct MicroVm {
     _events: UnixStream,
 }
 
-/// Where the files of a machine are, below its folder.
-#[derive(Debug, Clone)]
-pub struct MachinePaths {
-    /// The console's ring.
-    pub console_ring: PathBuf,
-    /// The control socket.
-    pub control_socket: PathBuf,
-    vsock: PathBuf,
-    log: PathBuf,
-}
-
-impl MachinePaths {
-    /// The files of the machine in `directory`.
-    pub fn of(directory: &Path) -> Self {
-        Self {
-            console_ring: directory.join("console.ring"),
-            control_socket: directory.join("control.sock"),
-            vsock: directory.join("vsock.sock"),
-            log: directory.join("vmm.log"),
-        }
-    }
-}
-
 impl MicroVm {
-    /// Boots a machine for a pod of these limits, everything it needs below `directory`. `hostname` is the guest's.
+    /// Starts a machine for a pod of these limits, everything it needs below `directory`. `hostname` is the guest's.
+    /// How it went is told in `record`, also where it fails.
     ///
     /// # Errors
     /// With the stage that failed, why, and what the guest last said.
-    pub async fn boot(
+    pub async fn start(
         configuration: &MicroVmConfiguration,
         directory: &Path,
         hostname: &str,
         limits: &PodLimits,
+        record: &mut StartRecord,
     ) -> Result<Self, BootError> {
         let size = machine_size(limits)?;
-        let paths = MachinePaths::of(directory);
-        let io = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| BootError::Io { action, path, source }
-        };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(directory)
-            .map_err(io("creating", directory))?;
+        start::create(directory)?;
         let shared = SharedDirectory::create(directory)?;
-        let event_socket = PathBuf::from(format!("{}_{}", paths.vsock.display(), protocol::ports::EVENT));
-        let events = UnixListener::bind(&event_socket).map_err(io("listening on", &event_socket))?;
-        let machine = MachineConfig {
-            kernel: configuration.kernel.clone(),
-            initramfs: configuration.initramfs.clone(),
-            command_line: String::new(),
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            console_ring: paths.console_ring.clone(),
-            vsock: Some(VsockConfig {
-                guest_cid: GUEST_CID,
-                socket: paths.vsock.clone(),
-            }),
-            shared_directories: vec![MachineDirectory {
-                tag: shared_directory::TAG.to_owned(),
-                path: shared.export().to_owned(),
-                read_only: false,
-            }],
-            control_socket: Some(paths.control_socket.clone()),
-            die_with_parent: true,
-            restore: None,
-        };
-        let vmm = VmmProcess::spawn(&configuration.vmm, &machine, &paths.log)?;
-        let ring = &paths.console_ring;
-        stage(Stage::Load, LOAD_DEADLINE, &vmm, ring, async {
-            Ok(vmm.reached(Phase::FirstRun).await?)
-        })
-        .await?;
-        let ready = boot::agent_ready(&events, ring);
-        let events = stage(Stage::Boot, configuration.boot_deadline, &vmm, ring, ready).await?;
+        let machine = start::start(configuration, directory, size, shared.export(), record).await?;
+        let StartedMachine { vmm, paths, events } = machine;
+        let begun = Instant::now();
         let prepare = async {
             let connection = guest_connection::connect(&paths.vsock, protocol::ports::RPC).await?;
             let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(connection));
@@ -144,7 +86,9 @@ impl MicroVm {
                 .await?;
             Ok((TaskClient::new(client), sandbox))
         };
+        let ring = &paths.console_ring;
         let (tasks, sandbox) = stage(Stage::Prepare, PREPARE_DEADLINE, &vmm, ring, prepare).await?;
+        record.phase("prepare", begun);
         let outputs = RefCell::default();
         Ok(Self {
             vmm,
@@ -248,11 +192,12 @@ impl Sandbox for MicroVm {
         let config = std::fs::read(request.bundle.join("config.json"))
             .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
             .map_err(|error| SandboxError::new(format!("reading the bundle of container {id}"), error))?;
-        let config = self
+        let mut config = self
             .shared
             .borrow()
             .share(&id, &config)
             .map_err(|error| SandboxError::new(format!("sharing the files of container {id}"), error))?;
+        pod_network::join(&mut config);
         let mut create = CreateRequest {
             id: id.clone(),
             ..CreateRequest::default()

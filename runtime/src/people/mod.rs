@@ -5,13 +5,14 @@ mod foreground;
 mod ps;
 mod rm;
 mod run;
+mod template;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Folders};
 
 /// What a shell gets when bulkhead itself has failed, as with other container tools.
 const OWN_FAILURE: u8 = 125;
@@ -27,12 +28,8 @@ struct Cli {
     /// Configuration file (TOML) [default: /etc/bulkhead/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of images and writable layers [default: /var/lib/bulkhead]
-    #[arg(long, global = true, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Folder of the state of what runs [default: /run/bulkhead]
-    #[arg(long, global = true, value_name = "DIR")]
-    run_root: Option<PathBuf>,
+    #[command(flatten)]
+    folders: Folders,
     #[command(subcommand)]
     command: Command,
 }
@@ -45,6 +42,8 @@ enum Command {
     Ps(ps::Arguments),
     /// Run an image behind both walls and print what differs
     Compare(compare::Arguments),
+    /// Build, list and remove the templates that microVMs are cloned from
+    Template(template::Arguments),
     /// Remove containers that have ended, with their writable layers
     Rm(rm::Arguments),
 }
@@ -69,17 +68,12 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<u8> {
-    let mut configuration = Configuration::load(cli.config.as_deref())?;
-    if let Some(root) = cli.root {
-        configuration.root = std::path::absolute(root)?;
-    }
-    if let Some(run_root) = cli.run_root {
-        configuration.run_root = std::path::absolute(run_root)?;
-    }
+    let configuration = Configuration::load(cli.config.as_deref(), &cli.folders)?;
     match cli.command {
         Command::Run(arguments) => run::run(&configuration, *arguments),
         Command::Compare(arguments) => compare::compare(&configuration, &arguments),
         Command::Ps(arguments) => ps::ps(&configuration, &arguments),
+        Command::Template(arguments) => template::template(&configuration, &arguments),
         Command::Rm(arguments) => rm::rm(&configuration, &arguments),
     }
 }

@@ -70,7 +70,8 @@ fn status(record: &SandboxRecord) -> String {
     }
 }
 
-fn age(created_at: u64) -> String {
+/// How long ago a moment in seconds since the epoch was.
+pub(super) fn age(created_at: u64) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use container::ContainerId;
 use image::bundle::{Bind, BundleOptions, ByteSize, CpuCount, InvalidValue, PidsLimit, UserName, Variable};
-use image::{ContainerLayer, Image, Progress, Reference, Store};
+use image::{ContainerLayer, Image, Progress, Reference, RootfsMount, Store};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::UnshareFlags;
@@ -17,6 +17,8 @@ use crate::configuration::Configuration;
 use crate::isolation::Isolation;
 use crate::kvm;
 use crate::micro_vm::MicroVm;
+use crate::micro_vm::start::StartRecord;
+use crate::micro_vm::template::TemplatePolicy;
 use crate::sandbox::directory::SandboxDirectory;
 use crate::sandbox::record::{ProcessIdentity, SandboxRecord};
 use crate::sandbox::shared_kernel::SharedKernel;
@@ -34,6 +36,9 @@ pub(crate) struct Arguments {
     /// The wall: microvm (a virtual machine of its own) or shared-kernel (the host's kernel) [default: microvm]
     #[arg(long, value_name = "WALL")]
     isolation: Option<Isolation>,
+    /// Clone the microVM from a template of one that has booted: never, auto (boot where it cannot be cloned) or require
+    #[arg(long, value_name = "POLICY", hide_possible_values = true)]
+    template: Option<TemplatePolicy>,
     /// The container's name [default: twelve random hexadecimal digits]
     #[arg(long, value_name = "ID")]
     name: Option<ContainerId>,
@@ -102,6 +107,7 @@ pub(crate) fn run(configuration: &Configuration, arguments: Arguments) -> anyhow
             .map_or(0, |since| since.as_secs()),
         supervisor: ProcessIdentity::of(std::process::id()).context("reading our own entry in /proc")?,
         vmm: None,
+        start: None,
         init: None,
         exit_status: None,
     };
@@ -172,12 +178,16 @@ impl Prepared<'_> {
             number = signals.next() => bail!("stopped by signal {number} before the container was made"),
         };
         record.write(directory.path())?;
+        let mut mounted = None;
         let result = self
-            .run_in(&*sandbox, &mut signals, options, directory, record)
+            .run_in(&*sandbox, &mut signals, options, directory, record, &mut mounted)
             .await;
         let stopped = sandbox.stop().await;
+        // A guest writes back what it has not written yet while it is stopped.
+        let unmounted = mounted.map_or(Ok(()), RootfsMount::unmount);
         let status = result?;
         stopped?;
+        unmounted?;
         Ok(status)
     }
 
@@ -194,15 +204,14 @@ impl Prepared<'_> {
             memory: options.memory.map(|ByteSize(bytes)| bytes),
             millicpus: options.cpus.map(|cpus| cpus.thousandths()),
         };
-        let machine = MicroVm::boot(
-            &self.configuration.microvm,
-            &directory.machine(),
-            &record.id,
-            &limits,
-        )
-        .await
-        .context("starting the microVM")?;
+        let mut microvm = self.configuration.microvm.clone();
+        microvm.template = self.arguments.template.unwrap_or(microvm.template);
+        let mut start = StartRecord::default();
+        let machine = MicroVm::start(&microvm, &directory.machine(), &record.id, &limits, &mut start)
+            .await
+            .context("starting the microVM")?;
         record.vmm = Some(machine.machine());
+        record.start = Some(start);
         Ok(Box::new(machine))
     }
 
@@ -213,10 +222,11 @@ impl Prepared<'_> {
         options: &BundleOptions,
         directory: &SandboxDirectory,
         record: &mut SandboxRecord,
+        mounted: &mut Option<RootfsMount>,
     ) -> anyhow::Result<u8> {
         let id = record.id.clone();
         let rootfs = sandbox.rootfs(&id)?;
-        let _mounted = self.layer.mount_at(&rootfs)?;
+        *mounted = Some(self.layer.mount_at(&rootfs)?);
         let bundle = directory.bundle();
         std::fs::create_dir(&bundle).with_context(|| format!("creating {}", bundle.display()))?;
         image::bundle::create(&bundle, &self.image.config, &rootfs, options)?;
@@ -247,7 +257,7 @@ impl Prepared<'_> {
         drop(raw);
         let status = status?.0;
         record.exit_status = Some(status);
-        sandbox.delete(&id).await?;
+        // The container goes with its sandbox.
         Ok(status)
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::isolation::Isolation;
+use crate::micro_vm::start::StartRecord;
 
 /// The file within a sandbox's directory.
 const FILE: &str = "record.json";
@@ -39,6 +40,8 @@ pub struct SandboxRecord {
     pub supervisor: ProcessIdentity,
     /// The virtual machine's process, behind the microVM wall.
     pub vmm: Option<ProcessIdentity>,
+    /// How the virtual machine was started.
+    pub start: Option<StartRecord>,
     /// The container's init process on the host, behind the shared-kernel wall.
     pub init: Option<ProcessIdentity>,
     /// How the command ended, once it has.
@@ -154,6 +157,7 @@ mod tests {
                 start_time: 2,
             },
             vmm: None,
+            start: None,
             init: None,
             exit_status: Some(3),
         };

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use super::host_view::{HostProcess, emulated_instructions};
 use crate::configuration::Configuration;
 use crate::isolation::Isolation;
-use crate::micro_vm::MachinePaths;
+use crate::micro_vm::start::MachinePaths;
 use crate::sandbox::directory;
 use crate::sandbox::record::SandboxRecord;
 

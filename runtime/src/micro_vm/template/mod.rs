@@ -1,0 +1,128 @@
+//! Templates: machines that have booted and reached an agent that serves, saved once, cloned for each sandbox. A clone
+//! maps the saved memory privately, so clones share what they do not write, and nothing is copied on the way.
+//!
+//! A template holds no tenant's data: it is saved before the guest is told anything but to boot. What makes a clone
+//! somebody of its own it is told afterwards, in the same call that a machine which has just booted gets
+//! (`Sandbox.Prepare`).
+
+pub mod inputs;
+pub mod store;
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use vmm::control::Request;
+
+use self::inputs::{InputError, TemplateInputs};
+use self::store::{StoreError, Template, TemplateLock, TemplateStore};
+use super::boot::BootError;
+use super::control::{self, ControlError};
+use super::start;
+use crate::configuration::MicroVmConfiguration;
+use crate::sizing::MachineSize;
+
+/// Writing a guest's memory to a disk that is busy.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Whether machines are cloned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplatePolicy {
+    /// Each machine boots.
+    Never,
+    /// Each is cloned, the template being built when it is missing; one that cannot be cloned boots, and says why.
+    #[default]
+    Auto,
+    /// Each is cloned; one that cannot be is an error.
+    Require,
+}
+
+/// Why there is no template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// One of its inputs is not there.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Its inputs cannot be written down.
+    #[error("describing the template")]
+    Describe(#[from] serde_json::Error),
+    /// The folder of templates cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The machine did not boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine cloned from it does not come up.
+    #[error("cloning a machine from template {template}")]
+    Clone {
+        /// The template's name.
+        template: String,
+        /// The cause.
+        #[source]
+        source: BootError,
+    },
+    /// Somebody replaced an input while the machine booted.
+    #[error("the template was not kept: {reason} while it was built")]
+    Changed {
+        /// What has changed.
+        reason: String,
+    },
+    /// The machine could not be saved.
+    #[error("saving the machine that has booted for the template")]
+    Snapshot(#[from] ControlError),
+}
+
+/// The template for machines of this size, and whether it had to be built. Whoever finds it missing builds it; others
+/// that need it meanwhile wait.
+///
+/// # Errors
+/// When it is missing and cannot be built.
+pub async fn obtain(
+    store: &TemplateStore,
+    configuration: &MicroVmConfiguration,
+    size: MachineSize,
+) -> Result<(Template, bool), TemplateError> {
+    let inputs = TemplateInputs::of(configuration, size)?;
+    let name = inputs.name()?;
+    if let Some(template) = store.find(&name)
+        && store.touch(&template).is_ok()
+    {
+        return Ok((template, false));
+    }
+    let patience = configuration.boot_deadline + SNAPSHOT_DEADLINE;
+    let lock = store.lock(&name, patience).await?;
+    if let Some(template) = store.find(&name) {
+        return Ok((template, false));
+    }
+    let built = match build(&lock, configuration, &inputs, size).await {
+        Ok(()) => lock.finish(&inputs).map_err(TemplateError::from),
+        Err(error) => Err(error),
+    };
+    if built.is_err() {
+        // The reason why it was not built is the one to tell.
+        let _ = lock.abandon();
+    }
+    let template = built?;
+    store.prune(false)?;
+    Ok((template, true))
+}
+
+async fn build(
+    lock: &TemplateLock,
+    configuration: &MicroVmConfiguration,
+    inputs: &TemplateInputs,
+    size: MachineSize,
+) -> Result<(), TemplateError> {
+    let site = lock.begin()?;
+    let export = start::empty_export(&site.machine)?;
+    let machine = start::boot(configuration, &site.machine, size, &export).await?;
+    let save = Request::Snapshot {
+        directory: site.snapshot.clone(),
+    };
+    control::ask(&machine.paths.control_socket, &save, SNAPSHOT_DEADLINE).await?;
+    // What was booted is what was named: files replaced meanwhile make another template.
+    if let Some(reason) = inputs.staleness() {
+        return Err(TemplateError::Changed { reason });
+    }
+    Ok(())
+}
