@@ -243,3 +243,177 @@ fn devices(config: &MachineConfig) -> Vec<String> {
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{SharedDirectory, VsockConfig};
+
+    fn supported(features: u32) -> CpuId {
+        let entry = |function, eax, [ebx, ecx, edx]: [u32; 3]| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
+        let vendor = [b"Genu", b"ntel", b"ineI"].map(|part| u32::from_le_bytes(*part));
+        CpuId::from_entries(&[
+            entry(0, 7, vendor),
+            entry(1, 0x806f8, [0; 3]),
+            entry(7, 0, [features, 0, 0]),
+        ])
+        .unwrap()
+    }
+
+    fn config() -> MachineConfig {
+        let json = r#"{"kernel":"k","initramfs":"i","vcpus":2,"memory_mib":64,"console_ring":"c"}"#;
+        MachineConfig {
+            vsock: Some(VsockConfig {
+                guest_cid: 3,
+                socket: "here".into(),
+            }),
+            shared_directories: vec![SharedDirectory {
+                tag: "share".into(),
+                path: "/here".into(),
+                read_only: false,
+            }],
+            ..serde_json::from_str(json).unwrap()
+        }
+    }
+
+    fn dependencies(config: &MachineConfig) -> Dependencies {
+        Dependencies::of(config, KernelMode::Hardware, &supported(0x10)).unwrap()
+    }
+
+    /// Why a machine of `here` does not go on where the one of `config()` was.
+    fn refusal(here: &Dependencies) -> String {
+        here.check(&dependencies(&config())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_the_host_gives_may_differ() {
+        let mut here = config();
+        here.vsock.as_mut().unwrap().socket = "there".into();
+        here.shared_directories[0].path = "/there".into();
+        (here.kernel, here.console_ring) = ("other".into(), "another".into());
+        dependencies(&here).check(&dependencies(&config())).unwrap();
+    }
+
+    #[test]
+    fn dependencies_survive_the_trip_through_json() {
+        let before = dependencies(&config());
+        let json = serde_json::to_string(&before).unwrap();
+        assert_eq!(serde_json::from_str::<Dependencies>(&json).unwrap(), before);
+    }
+
+    #[test]
+    fn another_build_is_refused_by_name() {
+        let mut other = dependencies(&config());
+        other.build = "another".into();
+        let error = dependencies(&config()).check(&other).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("it was made by another build of bulkhead-vmm: another, and this is {BUILD}")
+        );
+    }
+
+    #[test]
+    fn another_kernel_mode_is_refused() {
+        let mut here = dependencies(&config());
+        here.kernel_mode = KernelMode::Emulated;
+        assert_eq!(
+            refusal(&here),
+            "the guest's kernel mode was hardware when it was made, and is emulated here"
+        );
+    }
+
+    #[test]
+    fn other_vcpus_and_other_memory_are_refused() {
+        let here = MachineConfig { vcpus: 1, ..config() };
+        assert_eq!(
+            refusal(&dependencies(&here)),
+            "it has 2 vCPUs, and this machine is to have 1"
+        );
+        let here = MachineConfig {
+            memory_mib: 65,
+            ..config()
+        };
+        assert_eq!(
+            refusal(&dependencies(&here)),
+            "it has 64 MiB of memory, and this machine is to have 65"
+        );
+    }
+
+    #[test]
+    fn other_devices_are_refused_by_kind_order_number_and_name() {
+        let changes: [&dyn Fn(&mut MachineConfig); 5] = [
+            &|config| config.vsock = None,
+            &|config| config.vsock.as_mut().unwrap().guest_cid = 4,
+            &|config| config.shared_directories.clear(),
+            &|config| config.shared_directories[0].tag = "other".into(),
+            &|config| {
+                let mut second = config.shared_directories[0].clone();
+                second.tag = "second".into();
+                config.shared_directories.insert(0, second);
+            },
+        ];
+        for change in changes {
+            let mut here = config();
+            change(&mut here);
+            let refusal = refusal(&dependencies(&here));
+            assert!(
+                refusal
+                    .starts_with("it has the devices console, rng, vsock of guest 3, fs \"share\", and this"),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_processor_is_named() {
+        let mut here = dependencies(&config());
+        here.cpuid[1].0.eax = 0x00a1_0f11;
+        assert_eq!(
+            refusal(&here),
+            "it was made on GenuineIntel family 6 model 143 stepping 8, and this host has GenuineIntel family 25 \
+             model 17 stepping 1"
+        );
+    }
+
+    #[test]
+    fn other_features_are_refused_with_their_leaf() {
+        let here = Dependencies::of(&config(), KernelMode::Hardware, &supported(0x30)).unwrap();
+        let refusal = refusal(&here);
+        assert!(
+            refusal.ends_with(
+                "CPUID leaf 0x7.0x0 was 00000000 00000010 00000000 00000000, and is 00000000 00000030 00000000 \
+                 00000000"
+            ),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn a_leaf_too_few_or_too_many_is_named() {
+        let mut here = dependencies(&config());
+        let last = here.cpuid.pop().unwrap().0;
+        let refused = refusal(&here);
+        assert!(
+            refused.contains(&format!("leaf {:#x}.", last.function)),
+            "{refused}"
+        );
+        assert!(refused.ends_with("and is absent"), "{refused}");
+        let mut here = dependencies(&config());
+        here.cpuid.push(Raw(kvm_cpuid_entry2 {
+            function: 5,
+            ..Default::default()
+        }));
+        let refused = refusal(&here);
+        assert!(
+            refused.contains("leaf 0x5.0x0 was absent, and is 0000"),
+            "{refused}"
+        );
+    }
+}

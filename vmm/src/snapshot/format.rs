@@ -91,14 +91,16 @@ pub fn encode(documents: Documents<'_>) -> Vec<u8> {
 /// # Errors
 /// When it is, or cannot be read.
 pub fn read(file: &File) -> Result<Vec<u8>, FormatError> {
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1)
+    let length = file.metadata().map_err(FormatError::Read)?.len();
+    if length > MAX_BYTES {
+        return Err(FormatError::TooLong { bytes: length });
+    }
+    let mut bytes = Vec::with_capacity(length as usize + 1);
+    // It may grow meanwhile.
+    file.take(MAX_BYTES)
         .read_to_end(&mut bytes)
         .map_err(FormatError::Read)?;
-    match bytes.len() as u64 {
-        bytes if bytes > MAX_BYTES => Err(FormatError::TooLong { bytes }),
-        _ => Ok(bytes),
-    }
+    Ok(bytes)
 }
 
 /// The documents in `bytes`.
@@ -228,7 +230,6 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&encode(DOCUMENTS)).unwrap();
         file.set_len(1 << 40).unwrap();
-        std::io::Seek::rewind(&mut file).unwrap();
         assert!(matches!(read(&file), Err(FormatError::TooLong { .. })));
     }
 

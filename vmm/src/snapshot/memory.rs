@@ -228,3 +228,122 @@ pub fn map(file: &File, bytes: u64) -> Result<GuestMemoryMmap, MemoryFileError> 
     }
     GuestMemoryMmap::from_regions(regions).map_err(MemoryFileError::Arrange)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn written(memory: &GuestMemoryMmap) -> (File, MemoryDigest) {
+        let file = tempfile::tempfile().unwrap();
+        let digest = write(memory, &file).unwrap();
+        (file, digest)
+    }
+
+    /// 8 MiB with four pages that are not zero: the first, two neighbours across a chunk's end, and the last.
+    fn guest() -> GuestMemoryMmap {
+        let memory = crate::memory::reserve(8 * MIB).unwrap();
+        for address in [0, MIB - 1, MIB, 8 * MIB - 8] {
+            memory.write_slice(b"!", GuestAddress(address)).unwrap();
+        }
+        memory
+    }
+
+    fn contents(memory: &GuestMemoryMmap) -> Vec<u8> {
+        let mut bytes = vec![0; 8 * MIB as usize];
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn only_pages_that_are_not_zero_are_written() {
+        let (file, digest) = written(&guest());
+        assert_eq!((digest.bytes, digest.pages), (8 * MIB, 4));
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), 8 * MIB);
+        assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
+        verify(&file, &digest).unwrap();
+    }
+
+    #[test]
+    fn a_mapped_file_is_the_memory_that_was_written() {
+        let memory = guest();
+        let (file, _) = written(&memory);
+        assert!(contents(&map(&file, 8 * MIB).unwrap()) == contents(&memory));
+    }
+
+    #[test]
+    fn what_one_machine_writes_neither_another_nor_the_file_sees() {
+        let (file, digest) = written(&guest());
+        let (first, second) = (map(&file, 8 * MIB).unwrap(), map(&file, 8 * MIB).unwrap());
+        first.write_slice(b"mine", GuestAddress(MIB)).unwrap();
+        assert!(contents(&second) == contents(&guest()));
+        verify(&file, &digest).unwrap();
+    }
+
+    #[test]
+    fn memory_in_two_ranges_is_written_as_one_file() {
+        let ranges = [(GuestAddress(0), 2 * PAGE), (GuestAddress(1 << 32), 3 * PAGE)];
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        memory.write_slice(b"low", GuestAddress(PAGE as u64)).unwrap();
+        memory
+            .write_slice(b"high", GuestAddress((1 << 32) + PAGE as u64))
+            .unwrap();
+        let (file, digest) = written(&memory);
+        assert_eq!((digest.bytes, digest.pages), (5 * PAGE as u64, 2));
+        let at = |page: usize, length: usize| {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, (page * PAGE) as u64).unwrap();
+            bytes
+        };
+        assert_eq!((at(1, 3), at(3, 4)), (b"low".to_vec(), b"high".to_vec()));
+        verify(&file, &digest).unwrap();
+    }
+
+    #[test]
+    fn memory_of_zeros_has_no_pages() {
+        let (file, digest) = written(&crate::memory::reserve(2 * MIB).unwrap());
+        assert_eq!(digest.pages, 0);
+        verify(&file, &digest).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_neither_mapped_nor_verified() {
+        let (file, digest) = written(&guest());
+        for bytes in [0, 8 * MIB - 1, 8 * MIB - PAGE as u64, 8 * MIB + 1] {
+            file.set_len(bytes).unwrap();
+            let message = format!("the memory file has {bytes} bytes where it should have 8388608");
+            assert_eq!(map(&file, 8 * MIB).unwrap_err().to_string(), message);
+            assert_eq!(verify(&file, &digest).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_a_lost_page_and_a_new_page_are_found() {
+        let changes: [&dyn Fn(&File); 4] = [
+            &|file| file.write_all_at(b"?", MIB).unwrap(),
+            &|file| file.write_all_at(&[0; PAGE], 0).unwrap(),
+            &|file| file.write_all_at(b"x", 5 * MIB).unwrap(),
+            // The same page elsewhere.
+            &|file| {
+                file.write_all_at(&[0; PAGE], 0).unwrap();
+                file.write_all_at(b"!", PAGE as u64).unwrap();
+            },
+        ];
+        for change in changes {
+            let (file, digest) = written(&guest());
+            change(&file);
+            assert!(matches!(verify(&file, &digest), Err(MemoryFileError::Checksum)));
+        }
+    }
+
+    #[test]
+    fn zeros_that_are_written_out_are_as_good_as_holes() {
+        let (file, digest) = written(&guest());
+        file.write_all_at(&[0; 3 * PAGE], 4 * MIB).unwrap();
+        verify(&file, &digest).unwrap();
+    }
+}

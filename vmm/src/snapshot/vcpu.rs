@@ -218,3 +218,165 @@ fn entries(registers: &[(u32, u64)]) -> Result<Msrs, KvmStateError> {
         .collect();
     Msrs::from_entries(&entries).map_err(|_| KvmStateError::TooMany(entries.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_xcr};
+    use kvm_ioctls::VmFd;
+
+    use super::*;
+    use crate::boot::registers::set_boot_registers;
+
+    const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    const STAR: u32 = 0xc000_0081;
+
+    /// Two vCPUs that never run.
+    struct Vcpus {
+        vcpus: [VcpuFd; 2],
+        registers: Vec<u32>,
+        _vm: VmFd,
+    }
+
+    fn vcpus() -> Option<Vcpus> {
+        let Ok(kvm_fd) = Kvm::new() else {
+            eprintln!("SKIPPED: /dev/kvm cannot be opened; nothing was tested");
+            return None;
+        };
+        let vm = kvm_fd.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let cpuid = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let vcpus = [0, 1].map(|index| {
+            let vcpu = vm.create_vcpu(index).unwrap();
+            vcpu.set_cpuid2(&cpuid).unwrap();
+            vcpu
+        });
+        Some(Vcpus {
+            vcpus,
+            registers: model_specific_registers(&kvm_fd).unwrap(),
+            _vm: vm,
+        })
+    }
+
+    /// Gives `vcpu` a value of its own in each kind of state.
+    fn mark(vcpu: &VcpuFd) {
+        set_boot_registers(vcpu, 0x1234_5678).unwrap();
+        let mut regs = vcpu.get_regs().unwrap();
+        (regs.rbx, regs.r15) = (0xb0b, 0xfeed_0000_0000_0015);
+        vcpu.set_regs(&regs).unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        sregs.cr2 = 0xdead_b000;
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut xcrs = vcpu.get_xcrs().unwrap();
+        xcrs.nr_xcrs = 1;
+        xcrs.xcrs[0] = kvm_xcr {
+            value: 7,
+            ..Default::default()
+        };
+        vcpu.set_xcrs(&xcrs).unwrap();
+        let mut xsave = vcpu.get_xsave().unwrap();
+        // XSTATE_BV: x87, SSE and AVX; then XMM0 and, at the place the standard format has it, YMM0's upper half.
+        xsave.region[128] = 7;
+        xsave.region[40..44].fill(0x5353_4553);
+        xsave.region[144..148].fill(0x5856_4121);
+        // SAFETY: KVM reads 4 KiB, the size of the structure.
+        unsafe { vcpu.set_xsave(&xsave) }.unwrap();
+        let mut debug = vcpu.get_debug_regs().unwrap();
+        debug.db[0] = 0x40_1000;
+        vcpu.set_debug_regs(&debug).unwrap();
+        let mut apic = vcpu.get_lapic().unwrap();
+        // The timer's vector and mode (deadline), and an interrupt that is waiting (vector 0x31).
+        apic.regs[0xf1] = 1;
+        apic.regs[0x320..0x323].copy_from_slice(&[0x40, 0, 4]);
+        apic.regs[0x212] = 2;
+        vcpu.set_lapic(&apic).unwrap();
+        let entries = entries(&[(STAR, 0x23_0010 << 32), (KERNEL_GS_BASE, 0xffff_8880_0000_0000)]).unwrap();
+        assert_eq!(vcpu.set_msrs(&entries).unwrap(), 2);
+        let mut events = vcpu.get_vcpu_events().unwrap();
+        (events.exception.injected, events.exception.nr) = (1, 14);
+        (events.exception.has_error_code, events.exception.error_code) = (1, 6);
+        vcpu.set_vcpu_events(&events).unwrap();
+    }
+
+    /// What must be the same in the copy: all but the counter, which goes on.
+    fn comparable(mut state: VcpuState) -> serde_json::Value {
+        state
+            .model_specific
+            .retain(|(index, _)| *index != TIME_STAMP_COUNTER);
+        serde_json::to_value(state).unwrap()
+    }
+
+    fn through_json(state: &VcpuState) -> VcpuState {
+        serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_part_of_a_vcpus_state_reaches_another() {
+        let (Some(from), Some(to)) = (vcpus(), vcpus()) else {
+            return;
+        };
+        for vcpu in &from.vcpus {
+            mark(vcpu);
+        }
+        for (from_vcpu, to_vcpu) in from.vcpus.iter().zip(&to.vcpus) {
+            let state = VcpuState::read(from_vcpu, &from.registers).unwrap();
+            through_json(&state).write(to_vcpu).unwrap();
+            let copy = VcpuState::read(to_vcpu, &to.registers).unwrap();
+            assert_eq!(comparable(copy), comparable(state));
+
+            let xsave = to_vcpu.get_xsave().unwrap();
+            assert_eq!(xsave.region[40..44], [0x5353_4553; 4]);
+            assert_eq!(xsave.region[144..148], [0x5856_4121; 4]);
+            assert_eq!(to_vcpu.get_regs().unwrap().rbx, 0xb0b);
+            assert_eq!(to_vcpu.get_vcpu_events().unwrap().exception.error_code, 6);
+            assert_eq!(to_vcpu.get_lapic().unwrap().regs[0x212], 2);
+            let star = read_model_specific(to_vcpu, &[STAR]).unwrap();
+            assert_eq!(star, [(STAR, 0x23_0010 << 32)]);
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_was_never_started_stays_so() {
+        let (Some(from), Some(to)) = (vcpus(), vcpus()) else {
+            return;
+        };
+        let state = VcpuState::read(&from.vcpus[1], &from.registers).unwrap();
+        assert_eq!(state.activity, KVM_MP_STATE_UNINITIALIZED);
+        state.write(&to.vcpus[1]).unwrap();
+        let halted = kvm_mp_state {
+            mp_state: KVM_MP_STATE_HALTED,
+        };
+        from.vcpus[1].set_mp_state(halted).unwrap();
+        let state = VcpuState::read(&from.vcpus[1], &from.registers).unwrap();
+        state.write(&to.vcpus[1]).unwrap();
+        assert_eq!(to.vcpus[1].get_mp_state().unwrap(), halted);
+    }
+
+    #[test]
+    fn a_register_that_cannot_be_read_is_left_out_and_the_next_is_not() {
+        let Some(Vcpus { vcpus: [vcpu, _], .. }) = vcpus() else {
+            return;
+        };
+        let nobodys = 0x1234_5678;
+        let read = read_model_specific(&vcpu, &[nobodys, STAR, nobodys, KERNEL_GS_BASE, nobodys]).unwrap();
+        let indices: Vec<u32> = read.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indices, [STAR, KERNEL_GS_BASE]);
+    }
+
+    #[test]
+    fn a_register_that_cannot_be_set_is_named() {
+        let Some(Vcpus {
+            vcpus: [vcpu, other],
+            registers,
+            _vm,
+        }) = vcpus()
+        else {
+            return;
+        };
+        let mut state = VcpuState::read(&vcpu, &registers).unwrap();
+        state.model_specific.insert(3, (0x1234_5678, 9));
+        assert_eq!(
+            state.write(&other).unwrap_err().to_string(),
+            "KVM does not take 0x9 as model-specific register 0x12345678"
+        );
+    }
+}

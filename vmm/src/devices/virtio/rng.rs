@@ -189,4 +189,38 @@ mod tests {
         driver.add(0, &[Buffer::writable(driver.data(0), 8)]);
         assert_eq!(driver.wait_for_used(0).1, 8);
     }
+
+    #[test]
+    fn a_paused_device_leaves_requests_alone_until_it_goes_on() {
+        let memory = TestDriver::memory();
+        let mut driver = TestDriver::new(&memory, &QUEUE_SIZES);
+        let mut rng = Rng::new();
+        driver.activate(&mut rng);
+        driver.add(0, &[Buffer::writable(driver.data(0), 8)]);
+        driver.wait_for_used(0);
+
+        rng.worker().unwrap().pause();
+        driver.add(0, &[Buffer::writable(driver.data(0), 16)]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(driver.take_used(0), None);
+        rng.worker().unwrap().resume().unwrap();
+        assert_eq!(driver.wait_for_used(0).1, 16);
+    }
+
+    #[test]
+    fn another_device_serves_what_the_first_one_left_and_nothing_twice() {
+        let memory = TestDriver::memory();
+        let mut driver = TestDriver::new(&memory, &QUEUE_SIZES);
+        let (mut first, mut second) = (Rng::new(), Rng::new());
+        driver.activate(&mut first);
+        for _ in 0..20 {
+            driver.add(0, &[Buffer::writable(driver.data(0), 8)]);
+            driver.wait_for_used(0);
+        }
+        first.worker().unwrap().pause();
+        driver.add(0, &[Buffer::writable(driver.data(0), 24)]);
+        driver.move_over(&mut first, &mut second);
+        assert_eq!(driver.wait_for_used(0).1, 24);
+        assert_eq!(driver.take_used(0), None);
+    }
 }

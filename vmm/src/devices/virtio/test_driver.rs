@@ -16,7 +16,7 @@ use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, QueuePosition, VirtioDevice};
 use super::failure::DeviceFailure;
 use super::interrupt::Interrupt;
 
@@ -82,11 +82,11 @@ impl<'m> TestQueue<'m> {
         }
     }
 
-    fn queue(&self) -> Queue {
+    fn queue(&self, position: QueuePosition) -> Queue {
         Queue::try_from(QueueState {
             max_size: self.size,
-            next_avail: 0,
-            next_used: 0,
+            next_avail: position.next_available,
+            next_used: position.next_used,
             event_idx_enabled: false,
             size: self.size,
             ready: true,
@@ -168,21 +168,35 @@ impl<'m> TestDriver<'m> {
     }
 
     pub(crate) fn try_activate(&self, device: &mut dyn VirtioDevice) -> Result<(), ActivateError> {
+        device.activate(self.activation(&vec![QueuePosition::default(); self.queues.len()]))
+    }
+
+    fn activation(&self, positions: &[QueuePosition]) -> Activation {
         let report = Arc::clone(&self.report);
-        device.activate(Activation {
+        Activation {
             memory: Arc::clone(self.memory),
             queues: self
                 .queues
                 .iter()
-                .map(|queue| ActiveQueue {
-                    queue: queue.queue(),
+                .zip(positions)
+                .map(|(queue, position)| ActiveQueue {
+                    queue: queue.queue(*position),
                     notification: queue.notification.try_clone().unwrap(),
                 })
                 .collect(),
             interrupt: Arc::clone(&self.interrupt),
             features: 0,
             failures: Arc::new(move |failure| report.lock().unwrap().send(failure).unwrap()),
-        })
+        }
+    }
+
+    /// Gives `to` the place of `from`, which stays paused, as a snapshot does.
+    pub(crate) fn move_over(&self, from: &mut dyn VirtioDevice, to: &mut dyn VirtioDevice) {
+        let worker = from.worker().unwrap();
+        worker.pause();
+        let positions = worker.queue_positions().unwrap();
+        let state = from.save().unwrap();
+        to.restore(self.activation(&positions), &state).unwrap();
     }
 
     /// Where the data of `queue` may lie.

@@ -53,14 +53,7 @@ impl Share {
     }
 
     pub(super) fn activate(&mut self) -> Guest<'_> {
-        let sizes = self.device.queue_sizes().to_vec();
-        let driver = TestDriver::new(&self.memory, &sizes);
-        driver.activate(&mut self.device);
-        Guest {
-            driver,
-            unique: 0,
-            uid: 0,
-        }
+        Guest::of(&self.memory, &mut self.device)
     }
 }
 
@@ -81,6 +74,20 @@ pub(super) struct Guest<'m> {
     pub(super) driver: TestDriver<'m>,
     unique: u64,
     pub(super) uid: u32,
+}
+
+impl<'m> Guest<'m> {
+    /// Starts `device` for a guest with `memory`.
+    pub(super) fn of(memory: &'m Arc<GuestMemoryMmap>, device: &mut Fs) -> Self {
+        let sizes = device.queue_sizes().to_vec();
+        let driver = TestDriver::new(memory, &sizes);
+        driver.activate(device);
+        Self {
+            driver,
+            unique: 0,
+            uid: 0,
+        }
+    }
 }
 
 impl Guest<'_> {

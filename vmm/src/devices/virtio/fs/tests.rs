@@ -8,8 +8,52 @@ use fuse_backend_rs::abi::fuse_abi::Opcode;
 use nix::sched::{CloneFlags, unshare};
 
 use super::Fs;
-use super::fuse_guest::{Message, ROOT, Share, setattr};
-use crate::devices::virtio::device::VirtioDevice;
+use super::fuse_guest::{Guest, Message, ROOT, Share, setattr};
+use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use crate::devices::virtio::test_driver::TestDriver;
+
+#[test]
+fn a_share_is_saved_only_while_it_is_not_mounted() {
+    let mut share = Share::new();
+    share.activate();
+    let saved = |share: &mut Share| {
+        share.device.worker().unwrap().pause();
+        let saved = share.device.save().map_err(|error| error.to_string());
+        share.device.worker().unwrap().resume().unwrap();
+        saved
+    };
+    assert_eq!(saved(&mut share), Ok(DeviceState::Stateless));
+
+    share.device.reset();
+    share.mount();
+    let refusal = saved(&mut share).unwrap_err();
+    assert!(
+        refusal.starts_with("the guest has mounted the shared directory \"share\""),
+        "{refusal}"
+    );
+
+    share.device.reset();
+    let mut guest = share.mount();
+    guest.call(Opcode::Destroy as u32, ROOT, Message::new()).unwrap();
+    assert_eq!(saved(&mut share), Ok(DeviceState::Stateless));
+}
+
+#[test]
+fn a_mounted_share_goes_on_after_a_pause() {
+    let mut share = Share::new();
+    fs::write(share.path("file"), "").unwrap();
+    let mut device = std::mem::replace(
+        &mut share.device,
+        Fs::new("other", share.directory.path(), true).unwrap(),
+    );
+    let memory = TestDriver::memory();
+    let mut guest = Guest::of(&memory, &mut device);
+    guest.init();
+    let before = guest.lookup(ROOT, "file").unwrap();
+    device.worker().unwrap().pause();
+    device.worker().unwrap().resume().unwrap();
+    assert_eq!(guest.lookup(ROOT, "file").unwrap().node, before.node);
+}
 
 #[test]
 fn init_agrees_on_large_transfers_and_no_write_back() {

@@ -397,3 +397,108 @@ proptest! {
         }
     }
 }
+
+/// A running device's state, as if its thread had served the queues as far as `positions`.
+fn saved_state(positions: serde_json::Value) -> serde_json::Value {
+    let mut bus = Bus::new();
+    bus.negotiate(FEATURES);
+    bus.place_queue(0, 16, [0x1000, 0x2000, 0x3000]);
+    bus.place_queue(1, 8, [0x4000, 0x5000, 0x6000]);
+    bus.write(register::VIRTIO_MMIO_STATUS, ALL);
+    bus.interrupt.signal_used_buffers().unwrap();
+    let mut state = serde_json::to_value(bus.transport.save().unwrap()).unwrap();
+    assert_eq!(
+        state["positions"],
+        serde_json::Value::Null,
+        "the recorder has no thread"
+    );
+    state["positions"] = positions;
+    state
+}
+
+fn positions() -> serde_json::Value {
+    serde_json::json!([{"next_available": 7, "next_used": 5}, {"next_available": 65535, "next_used": 65535}])
+}
+
+#[test]
+fn a_restored_device_goes_on_with_its_registers_and_queues() {
+    let state = serde_json::from_value(saved_state(positions())).unwrap();
+    let mut bus = Bus::new();
+    bus.transport.restore(&state).unwrap();
+    assert_eq!(bus.read(register::VIRTIO_MMIO_STATUS), ALL);
+    assert_eq!(bus.read(register::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+    assert_eq!(
+        bus.interrupt.line().read().unwrap(),
+        1,
+        "the line is raised again"
+    );
+    let activations = bus.record.activations.lock().unwrap();
+    let [activation] = &activations[..] else {
+        panic!("{} activations", activations.len())
+    };
+    assert_eq!(activation.features, FEATURES);
+    let [first, second] = &activation.queues[..] else {
+        panic!("{} queues", activation.queues.len())
+    };
+    assert_eq!((first.queue.next_avail(), first.queue.next_used()), (7, 5));
+    assert_eq!((first.queue.size(), first.queue.desc_table()), (16, 0x1000));
+    assert_eq!(second.queue.next_avail(), 65535);
+    assert!(second.queue.event_idx_enabled());
+}
+
+#[test]
+fn a_restored_device_without_a_driver_waits_for_one() {
+    let mut state = saved_state(serde_json::Value::Null);
+    state["status"] = ACKNOWLEDGE.into();
+    let mut bus = Bus::new();
+    bus.transport
+        .restore(&serde_json::from_value(state).unwrap())
+        .unwrap();
+    assert_eq!(bus.read(register::VIRTIO_MMIO_STATUS), ACKNOWLEDGE);
+    assert_eq!(bus.activations(), 0);
+}
+
+#[test]
+fn a_restored_device_that_was_broken_still_needs_its_reset() {
+    let mut state = saved_state(serde_json::Value::Null);
+    state["needs_reset"] = true.into();
+    let mut bus = Bus::new();
+    bus.transport
+        .restore(&serde_json::from_value(state).unwrap())
+        .unwrap();
+    assert_eq!(bus.read(register::VIRTIO_MMIO_STATUS), ALL | NEEDS_RESET);
+    assert_eq!(bus.activations(), 0);
+}
+
+#[test]
+fn a_state_that_is_not_this_devices_is_refused() {
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(Change, &str); 6] = [
+        (|state| state["queues"] = serde_json::json!([]), "queues"),
+        (|state| state["queues"][0]["max_size"] = 32.into(), "queues"),
+        (
+            |state| state["queues"][0]["used_ring"] = (u64::MAX - 3).into(),
+            "queue addresses",
+        ),
+        (|state| state["driver_features"] = u64::MAX.into(), "features"),
+        (
+            |state| state["positions"] = serde_json::json!([]),
+            "queue positions",
+        ),
+        (|state| state["status"] = 0.into(), "queue positions"),
+    ];
+    for (change, what) in changes {
+        let mut state = saved_state(positions());
+        change(&mut state);
+        let mut bus = Bus::new();
+        let error = bus
+            .transport
+            .restore(&serde_json::from_value(state).unwrap())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the saved {what} of recorder cannot be those of this device")
+        );
+        assert_eq!(bus.activations(), 0);
+    }
+}
