@@ -11,4 +11,5 @@ mod cpio;
 mod flat_guest;
 mod kernel_boot;
 mod program;
+mod snapshot;
 mod stopping;
