@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::FromRawFd;
 
+mod serve;
+
 unsafe extern "C" {
     fn mount(
         source: *const c_char,
@@ -44,6 +46,7 @@ fn main() {
             "entropy" => entropy(),
             "share" => share(),
             "vsock" => vsock(),
+            "serve" => serve::serve(),
             // SAFETY: The call takes numbers.
             "restart" => assert_eq!(unsafe { reboot(RESTART) }, 0),
             "return" => return,
@@ -96,23 +99,27 @@ fn share() {
 
 /// Connects to port 1000 of the host, says a word and prints the answer.
 fn vsock() {
+    let mut stream = connect_to_host(1000);
+    stream.write_all(b"ping").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    println!("init: the host says {answer}");
+}
+
+fn connect_to_host(port: c_uint) -> TcpStream {
     let address = VsockAddress {
         family: AF_VSOCK as u16,
         reserved: 0,
-        port: 1000,
+        port,
         context: HOST,
         zero: [0; 4],
     };
     // SAFETY: The address is a `sockaddr_vm` of the length given, and the descriptor becomes the stream's alone.
-    let mut stream = unsafe {
+    unsafe {
         let descriptor = socket(AF_VSOCK, SOCK_STREAM, 0);
         let result = connect(descriptor, &address, size_of::<VsockAddress>() as c_uint);
         assert_eq!(result, 0, "connecting: {}", std::io::Error::last_os_error());
         // Reading and writing a stream socket does not depend on its family.
         TcpStream::from_raw_fd(descriptor)
-    };
-    stream.write_all(b"ping").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    println!("init: the host says {answer}");
+    }
 }

@@ -67,7 +67,7 @@ fn initramfs() -> &'static [u8] {
 }
 
 /// A machine whose first program is told `orders`.
-fn machine(orders: &str) -> Machine {
+pub(crate) fn machine(orders: &str) -> Machine {
     let mut machine = Machine::of(b"");
     machine.config.kernel = kernel().to_owned();
     fs::write(&machine.config.initramfs, initramfs()).unwrap();

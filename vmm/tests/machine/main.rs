@@ -10,6 +10,7 @@ mod bad_input;
 mod cpio;
 mod flat_guest;
 mod kernel_boot;
+mod kernel_snapshot;
 mod program;
 mod snapshot;
 mod stopping;

@@ -68,7 +68,8 @@ fn counting() -> Machine {
     machine
 }
 
-fn console(machine: &Machine) -> String {
+/// What `machine`'s console shows.
+pub(crate) fn console(machine: &Machine) -> String {
     let ring = ConsoleRing::read_file(&machine.path("console")).unwrap_or_default();
     String::from_utf8(ring).unwrap()
 }
@@ -83,7 +84,7 @@ fn wait_for_lines(machine: &Machine, lines: usize) {
 }
 
 /// Takes a snapshot into a new directory of `machine`.
-fn snapshot(machine: &Machine, name: &str) -> PathBuf {
+pub(crate) fn snapshot(machine: &Machine, name: &str) -> PathBuf {
     let directory = machine.path(name);
     fs::create_dir(&directory).unwrap();
     let request = Request::Snapshot {
@@ -103,7 +104,8 @@ fn restored(snapshot: &Path) -> Machine {
     machine
 }
 
-fn stop(machine: &Machine, running: Running) -> Finished {
+/// Has `machine` end.
+pub(crate) fn stop(machine: &Machine, running: Running) -> Finished {
     assert_eq!(machine.ask(Request::Stop), Response::Stopping);
     let finished = running.finish();
     assert_eq!(
