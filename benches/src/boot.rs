@@ -1,5 +1,5 @@
-//! A cold boot to an agent that is ready, measured on the VMM itself: the guest kernel's instructions where the KVM
-//! emulates (and so counts) them, the VMM's own start, its memory beside the guest's.
+//! A machine's start to an agent that is ready, booted and cloned, measured on the VMM itself: the guest kernel's
+//! instructions where the KVM emulates (and so counts) them, the VMM's own start, its memory beside the guest's.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use comfy_table::{Table, presets};
 use vmm::config::{MachineConfig, VsockConfig};
 use vmm::control::{Request, Response};
@@ -19,9 +19,9 @@ use crate::rounds::{median, milliseconds};
 /// The host's port for the agent's events (`protocol::ports::EVENT`).
 const EVENT_PORT: u32 = 1026;
 
-/// What one boot has cost.
+/// What one start has cost.
 #[derive(Debug)]
-struct Boot {
+struct Start {
     /// From the start of the process to the first guest instruction.
     first_run: Duration,
     /// From the start of the process to the agent's first word.
@@ -30,41 +30,56 @@ struct Boot {
     emulated: u64,
     /// Proportional set size of the VMM beside the guest's memory, in KiB.
     beside_guest_kib: u64,
-    /// The same of the guest's memory.
+    /// What of the guest's memory no other process shares, in KiB.
     guest_kib: u64,
 }
 
-/// Boots `boots` machines one after the other and prints the medians.
-pub(crate) fn measure(bin: &Path, share: &Path, boots: usize) -> anyhow::Result<()> {
-    let mut results = Vec::new();
-    for _ in 0..boots {
-        results.push(boot(bin, share)?);
+/// Boots machines one after the other, clones the last, and prints the medians.
+pub(crate) fn measure(bin: &Path, share: &Path, boots: usize, clones: usize) -> anyhow::Result<()> {
+    let template = tempfile::tempdir()?;
+    let mut booted = Vec::new();
+    for number in 0..boots {
+        let save = (number + 1 == boots).then_some(template.path());
+        booted.push(start(bin, share, None, save)?);
     }
-    let of = |figure: fn(&Boot) -> u64| median(&results.iter().map(figure).collect::<Vec<_>>());
-    let micros = |figure: fn(&Boot) -> u64| milliseconds(Duration::from_micros(of(figure)));
+    let mut cloned = Vec::new();
+    for _ in 0..clones {
+        cloned.push(start(bin, share, Some(template.path()), None)?);
+    }
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["cold boot, 128 MiB, 1 vCPU", &format!("median of {boots}")]);
-    table.add_row([
+    table.set_header([
+        "128 MiB, 1 vCPU: medians of".to_owned(),
+        format!("{boots} boots"),
+        format!("{clones} clones"),
+    ]);
+    let mut row = |heading: &str, figure: &dyn Fn(&Start) -> u64, shown: fn(u64) -> String| {
+        let of = |starts: &[Start]| shown(median(&starts.iter().map(figure).collect::<Vec<_>>()));
+        table.add_row([heading.to_owned(), of(&booted), of(&cloned)]);
+    };
+    let time: fn(u64) -> String = |micros| milliseconds(Duration::from_micros(micros));
+    let size: fn(u64) -> String = |kib| format!("{kib} KiB");
+    row(
         "process start to first KVM_RUN",
-        &micros(|boot| boot.first_run.as_micros() as u64),
-    ]);
-    table.add_row([
+        &|start| start.first_run.as_micros() as u64,
+        time,
+    );
+    row(
         "process start to agent ready",
-        &micros(|boot| boot.ready.as_micros() as u64),
-    ]);
-    table.add_row([
+        &|start| start.ready.as_micros() as u64,
+        time,
+    );
+    row(
         "emulated guest kernel instructions to agent ready",
-        &of(|boot| boot.emulated).to_string(),
-    ]);
-    table.add_row([
+        &|start| start.emulated,
+        |count| count.to_string(),
+    );
+    row(
         "VMM memory beside the guest's (Pss)",
-        &format!("{} KiB", of(|boot| boot.beside_guest_kib)),
-    ]);
-    table.add_row([
-        "guest memory touched (Pss)",
-        &format!("{} KiB", of(|boot| boot.guest_kib)),
-    ]);
+        &|start| start.beside_guest_kib,
+        size,
+    );
+    row("guest memory private to the VMM", &|start| start.guest_kib, size);
     println!("{table}\n");
     Ok(())
 }
@@ -80,7 +95,8 @@ impl Drop for Machine {
     }
 }
 
-fn boot(bin: &Path, share: &Path) -> anyhow::Result<Boot> {
+/// Starts one machine, from nothing or from a snapshot, and saves it if asked to.
+fn start(bin: &Path, share: &Path, restore: Option<&Path>, save: Option<&Path>) -> anyhow::Result<Start> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("vsock");
     let control = directory.path().join("control");
@@ -96,7 +112,7 @@ fn boot(bin: &Path, share: &Path) -> anyhow::Result<Boot> {
         shared_directories: Vec::new(),
         control_socket: Some(control.clone()),
         die_with_parent: true,
-        restore: None,
+        restore: restore.map(Path::to_owned),
     };
     let begun = Instant::now();
     let child = Command::new(bin.join("bulkhead-vmm"))
@@ -128,7 +144,17 @@ fn boot(bin: &Path, share: &Path) -> anyhow::Result<Boot> {
     let ready = begun.elapsed();
     let emulated = emulated_instructions(&control)?;
     let (beside_guest_kib, guest_kib) = memory(machine.0.id(), config.memory_mib)?;
-    Ok(Boot {
+    if let Some(directory) = save {
+        let save = Request::Snapshot {
+            directory: directory.to_owned(),
+        };
+        let answer = ask(&control, &save)?;
+        ensure!(
+            answer == Response::Snapshot,
+            "asked for a snapshot, the VMM answered {answer:?}"
+        );
+    }
+    Ok(Start {
         first_run,
         ready,
         emulated,
@@ -137,14 +163,18 @@ fn boot(bin: &Path, share: &Path) -> anyhow::Result<Boot> {
     })
 }
 
-fn emulated_instructions(control: &Path) -> anyhow::Result<u64> {
+fn ask(control: &Path, request: &Request) -> anyhow::Result<Response> {
     let mut connection = UnixStream::connect(control)?;
-    let mut request = serde_json::to_vec(&Request::Statistics)?;
+    let mut request = serde_json::to_vec(request)?;
     request.push(b'\n');
     connection.write_all(&request)?;
     let mut line = String::new();
     BufReader::new(connection).read_line(&mut line)?;
-    match serde_json::from_str(&line)? {
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn emulated_instructions(control: &Path) -> anyhow::Result<u64> {
+    match ask(control, &Request::Statistics)? {
         Response::Statistics { vcpus } => Ok(vcpus
             .iter()
             .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
@@ -153,8 +183,8 @@ fn emulated_instructions(control: &Path) -> anyhow::Result<u64> {
     }
 }
 
-/// The process's proportional set size, in KiB, beside the guest's memory and of it. The guest's memory is what is
-/// mapped in pieces that together are as large as it: every mapping above 1 MiB that is no file of ours.
+/// What of the process's memory is not the guest's (its proportional set size) and what of the guest's is the
+/// process's own, in KiB. The guest's memory is what is mapped in pieces of at least a quarter of it, and files of ours.
 fn memory(pid: u32, memory_mib: u32) -> anyhow::Result<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut beside, mut guest) = (0, 0);
@@ -164,13 +194,19 @@ fn memory(pid: u32, memory_mib: u32) -> anyhow::Result<(u64, u64)> {
         let Some(first) = words.next() else { continue };
         if let Some((start, end)) = first.split_once('-') {
             let size = u64::from_str_radix(end, 16)? - u64::from_str_radix(start, 16)?;
-            // The kernel's and initramfs's private file mappings are guest memory as well.
+            // The kernel's and initramfs's private file mappings are guest memory as well, and a snapshot's.
             let name = words.nth(4).unwrap_or_default();
-            of_guest =
-                size >= u64::from(memory_mib) << 18 || name.ends_with("vmlinux") || name.ends_with("cpio");
-        } else if first == "Pss:" {
-            let pss: u64 = words.next().context("a figure")?.parse()?;
-            *(if of_guest { &mut guest } else { &mut beside }) += pss;
+            of_guest = size >= u64::from(memory_mib) << 18
+                || ["vmlinux", "cpio", "/memory"]
+                    .iter()
+                    .any(|end| name.ends_with(end));
+            continue;
+        }
+        let mut kib = || -> anyhow::Result<u64> { Ok(words.next().context("a figure")?.parse()?) };
+        match first {
+            "Pss:" if !of_guest => beside += kib()?,
+            "Private_Dirty:" | "Private_Clean:" if of_guest => guest += kib()?,
+            _ => {}
         }
     }
     Ok((beside, guest))

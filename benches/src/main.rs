@@ -30,6 +30,6 @@ fn main() -> anyhow::Result<()> {
     let mut cli = Cli::parse();
     cli.bin = std::path::absolute(&cli.bin)?;
     cli.share = std::path::absolute(&cli.share)?;
-    boot::measure(&cli.bin, &cli.share, cli.boots)?;
+    boot::measure(&cli.bin, &cli.share, cli.boots, cli.rounds)?;
     run::measure(&cli.bin, cli.rounds, cli.boots)
 }

@@ -10,6 +10,9 @@ use comfy_table::{Table, presets};
 
 use crate::rounds::{median, milliseconds};
 
+/// A clone takes seconds where KVM emulates the guest's kernel.
+const CLONES: usize = 10;
+
 /// One way to run `true`.
 struct Contender {
     name: &'static str,
@@ -26,7 +29,7 @@ pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result
     image_builder::Layout::new()
         .add(&busybox, "latest")
         .write_folder(&image)?;
-    let ours = |isolation: &'static str| -> Box<dyn Fn() -> Command> {
+    let ours = |options: &'static [&'static str]| -> Box<dyn Fn() -> Command> {
         let (binary, roots, image) = (bin.join("bulkhead"), directory.path().to_owned(), image.clone());
         Box::new(move || {
             let mut command = Command::new(&binary);
@@ -35,7 +38,7 @@ pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result
                 .arg(roots.join("root"))
                 .arg("--run-root")
                 .arg(roots.join("run"));
-            command.args(["run", "--rm", "--isolation", isolation]);
+            command.args(["run", "--rm"]).args(options);
             command.arg(format!("oci:{}", image.display())).arg("true");
             command
         })
@@ -44,13 +47,19 @@ pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result
         Contender {
             name: "bulkhead run, shared-kernel",
             rounds,
-            command: ours("shared-kernel"),
+            command: ours(&["--isolation", "shared-kernel"]),
             times: Vec::new(),
         },
         Contender {
-            name: "bulkhead run, microvm, cold",
+            name: "bulkhead run, microvm, cloned",
+            rounds: rounds.min(CLONES),
+            command: ours(&["--isolation", "microvm", "--template", "require"]),
+            times: Vec::new(),
+        },
+        Contender {
+            name: "bulkhead run, microvm, booted",
             rounds: boots,
-            command: ours("microvm"),
+            command: ours(&["--isolation", "microvm", "--template", "never"]),
             times: Vec::new(),
         },
     ];
@@ -83,8 +92,10 @@ pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result
             times: Vec::new(),
         });
     }
-    // The first run unpacks the image.
-    once(&contenders[0].command)?;
+    // The first runs unpack the image and build the template.
+    for contender in &contenders[..2] {
+        once(&contender.command)?;
+    }
     for round in 0..rounds.max(boots) {
         for contender in contenders.iter_mut().filter(|contender| round < contender.rounds) {
             let time = once(&contender.command).with_context(|| contender.name.to_owned())?;

@@ -33,7 +33,7 @@ pub(crate) fn compare(configuration: &Configuration, arguments: &Arguments) -> a
 /// A row's heading and what it says of one observation.
 type Row = (&'static str, fn(&Observation) -> String);
 
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 9] = [
     ("kernel seen inside", |seen| seen.kernel_release.clone()),
     ("boot id seen inside", |seen| seen.boot_id.clone()),
     ("process inside", |seen| {
@@ -46,6 +46,12 @@ const ROWS: [Row; 8] = [
     }),
     ("time to first output", |seen| {
         format!("{:.0} ms", seen.first_output.as_secs_f64() * 1e3)
+    }),
+    ("the same, of a machine that boots", |seen| {
+        seen.first_output_booting.map_or_else(
+            || "no machine".to_owned(),
+            |time| format!("{:.0} ms", time.as_secs_f64() * 1e3),
+        )
     }),
     ("host memory (Pss)", |seen| {
         format!(

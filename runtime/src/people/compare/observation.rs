@@ -1,7 +1,7 @@
 //! One image behind one wall, looked at from inside and from the host.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -37,8 +37,10 @@ pub(crate) struct Observation {
     pub(crate) host: HostProcess,
     /// The exit code of a command that takes more memory than its limit.
     pub(crate) overrun_exit: i32,
-    /// From the command line to the first byte.
+    /// From the command line to the first byte; that of a clone, behind the microVM wall.
     pub(crate) first_output: Duration,
+    /// The same of a machine that boots; `None` without a machine.
+    pub(crate) first_output_booting: Option<Duration>,
     /// Instructions of the guest's kernel that KVM emulated; `None` without a guest.
     pub(crate) emulated_instructions: Option<u64>,
 }
@@ -50,22 +52,27 @@ pub(crate) fn observe(
     wall: Isolation,
 ) -> anyhow::Result<Observation> {
     let name = format!("compare-{}-{wall}", std::process::id());
+    let first_output_booting = match wall {
+        Isolation::SharedKernel => None,
+        Isolation::MicroVm => {
+            let begun = Instant::now();
+            let (mut child, _) = introduced(configuration, wall, &["--template", "never"], image)?;
+            let first_output = begun.elapsed();
+            drop(child.stdin.take());
+            child.wait()?;
+            // So that what is measured is a clone and not the building of its template.
+            let built = ourselves(configuration)?
+                .args(["template", "build"])
+                .stdout(Stdio::null())
+                .status()?;
+            ensure!(built.success(), "building the template ended with {built}");
+            Some(first_output)
+        }
+    };
     let begun = Instant::now();
-    let mut child = run(
-        configuration,
-        wall,
-        &["--interactive", "--name", &name],
-        image,
-        SELF_PORTRAIT,
-    )?
-    .stdin(Stdio::piped())
-    .stdout(Stdio::piped())
-    .spawn()
-    .context("running ourselves")?;
-    let mut lines = BufReader::new(child.stdout.take().context("a pipe from the container")?).lines();
-    let mut next = || lines.next().transpose().map(Option::unwrap_or_default);
-    next()?;
+    let (mut child, mut lines) = introduced(configuration, wall, &["--name", &name], image)?;
     let first_output = begun.elapsed();
+    let mut next = || lines.next().transpose().map(Option::unwrap_or_default);
     let [kernel_release, boot_id, pid_inside, uid_inside] = [next()?, next()?, next()?, next()?];
     ensure!(
         !uid_inside.is_empty(),
@@ -111,18 +118,31 @@ pub(crate) fn observe(
         host,
         overrun_exit,
         first_output,
+        first_output_booting,
         emulated_instructions,
     })
 }
 
-/// `bulkhead run --rm` by this very binary, with the roots in force.
-fn run(
+/// A container that has written its first line, and what it writes next.
+fn introduced(
     configuration: &Configuration,
     wall: Isolation,
     options: &[&str],
     image: &str,
-    script: &str,
-) -> anyhow::Result<Command> {
+) -> anyhow::Result<(Child, Lines<BufReader<ChildStdout>>)> {
+    let options = [&["--interactive"], options].concat();
+    let mut child = run(configuration, wall, &options, image, SELF_PORTRAIT)?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("running ourselves")?;
+    let mut lines = BufReader::new(child.stdout.take().context("a pipe from the container")?).lines();
+    lines.next().transpose()?;
+    Ok((child, lines))
+}
+
+/// This very binary, with the folders in force.
+fn ourselves(configuration: &Configuration) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("finding our own binary")?);
     if let Some(file) = &configuration.file {
         command.arg("--config").arg(file);
@@ -131,7 +151,21 @@ fn run(
         .arg("--root")
         .arg(&configuration.root)
         .arg("--run-root")
-        .arg(&configuration.run_root);
+        .arg(&configuration.run_root)
+        .arg("--templates")
+        .arg(&configuration.microvm.templates);
+    Ok(command)
+}
+
+/// `bulkhead run --rm` of a script.
+fn run(
+    configuration: &Configuration,
+    wall: Isolation,
+    options: &[&str],
+    image: &str,
+    script: &str,
+) -> anyhow::Result<Command> {
+    let mut command = ourselves(configuration)?;
     command
         .args(["run", "--rm", "--isolation", wall.as_str()])
         .args(options);
