@@ -23,8 +23,8 @@ unsafe extern "C" {
 const HOST_PORT: c_uint = 1000;
 const GUEST_PORT: c_uint = 1024;
 const ANY: c_uint = u32::MAX;
-/// Passes of an empty loop while the registers must hold, about 50 ms of a processor.
-const PASSES: u64 = 100_000_000;
+/// Passes of an empty loop while the registers must hold, some 20 ms of a processor.
+const PASSES: u64 = 50_000_000;
 
 static START: OnceLock<Instant> = OnceLock::new();
 

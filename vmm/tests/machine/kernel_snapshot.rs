@@ -137,20 +137,17 @@ fn a_guest_goes_on_twice(vcpus: u8) {
     let before = console(&original);
     std::thread::sleep(AWAY);
 
-    let copies = [restored(vcpus, &directory), restored(vcpus, &directory)];
-    let started = copies.each_ref().map(|copy| {
-        let listener = listen(copy);
-        (copy.start().wait_for_first_run(), listener)
-    });
-    for (copy, (running, listener)) in copies.iter().zip(started) {
+    for copy in [restored(vcpus, &directory), restored(vcpus, &directory)] {
+        let listener = listen(&copy);
+        let running = copy.start().wait_for_first_run();
         // The service takes a client at once, while the guest hears that all its connections are gone.
-        let _client = greet(copy);
+        let _client = greet(&copy);
         let (word, _connection) = hear(&listener);
         assert_eq!(word, "again\n");
-        wait_for_counts(copy, 5);
-        let _another = greet(copy);
-        stop(copy, running);
-        let after = console(copy);
+        wait_for_counts(&copy, 5);
+        let _another = greet(&copy);
+        stop(&copy, running);
+        let after = console(&copy);
         assert!(
             after.contains("the connection ended with Err(Os { code: 104"),
             "{after}"
