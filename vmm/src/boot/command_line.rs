@@ -25,7 +25,9 @@ const WORDS: &str = "console=hvc0 earlyprintk=serial,ttyS0,115200 tsc=reliable r
 /// - `clearcpuid=`: `smap`, because `stac` and `clac` are two emulated instructions around every access to user memory;
 ///   `erms` and `fsrm`, because memory is then copied and cleared eight bytes a step of the emulator instead of one,
 ///   which takes a quarter off the time of a boot.
-const EMULATED_KERNEL_MODE_WORDS: &str = " noreplace-smp clearcpuid=smap,erms,fsrm";
+/// - `clocksource=kvm-clock`: kvm-pvm takes writes to the time stamp counter and ignores them, so the counter of a
+///   restored guest has jumped by the time between; KVM's clock has not.
+const EMULATED_KERNEL_MODE_WORDS: &str = " noreplace-smp clearcpuid=smap,erms,fsrm clocksource=kvm-clock";
 
 /// The command line does not fit.
 #[derive(Debug, thiserror::Error)]
