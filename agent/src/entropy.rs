@@ -10,6 +10,9 @@ const LARGEST_SEED: usize = 512;
 /// `_IOW('R', 0x03, int[2])` (linux/random.h).
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 
+/// `_IO('R', 0x07)` (linux/random.h).
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+
 /// `struct rand_pool_info` (linux/random.h) with room for [`LARGEST_SEED`].
 #[repr(C)]
 struct RandPoolInfo {
@@ -18,7 +21,9 @@ struct RandPoolInfo {
     bytes: [u8; LARGEST_SEED],
 }
 
-/// Credits `seed` to the kernel's random number generator; bytes beyond 512 are not used.
+/// Credits `seed` to the kernel's random number generator and has it draw a new key at once; bytes beyond 512 are not
+/// used. Without the second step the generator would go on with its key for up to a minute: clones of one machine
+/// would draw the same numbers.
 ///
 /// # Errors
 /// When `/dev/random` refuses it.
@@ -32,7 +37,13 @@ pub(crate) fn add(seed: &[u8]) -> io::Result<()> {
     info.bytes[..used].copy_from_slice(&seed[..used]);
     let random = File::options().write(true).open("/dev/random")?;
     // SAFETY: RNDADDENTROPY reads a rand_pool_info of `size` bytes behind its header, all of it within `info`.
-    match unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) } {
+    checked(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    checked(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) })
+}
+
+fn checked(returned: libc::c_int) -> io::Result<()> {
+    match returned {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
