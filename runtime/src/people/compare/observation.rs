@@ -56,9 +56,11 @@ pub(crate) fn observe(
         Isolation::SharedKernel => None,
         Isolation::MicroVm => {
             let begun = Instant::now();
-            let (mut child, _) = introduced(configuration, wall, &["--template", "never"], image)?;
+            let (mut child, mut lines) = introduced(configuration, wall, &["--template", "never"], image)?;
             let first_output = begun.elapsed();
             drop(child.stdin.take());
+            // To the end: it must not find its output closed.
+            lines.try_for_each(|line| line.map(drop))?;
             child.wait()?;
             // So that what is measured is a clone and not the building of its template.
             let built = ourselves(configuration)?
