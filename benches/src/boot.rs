@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use comfy_table::{Table, presets};
 use vmm::config::{MachineConfig, VsockConfig};
-use vmm::control::{Request, Response};
+use vmm::control::{MemoryRange, Request, Response};
 use vmm::status::{Event, Phase};
 
 use crate::rounds::{median, milliseconds};
@@ -142,8 +142,8 @@ fn start(bin: &Path, share: &Path, restore: Option<&Path>, save: Option<&Path>) 
     let (mut ready_event, _) = events.accept()?;
     ready_event.read_exact(&mut [0; 4])?;
     let ready = begun.elapsed();
-    let emulated = emulated_instructions(&control)?;
-    let (beside_guest_kib, guest_kib) = memory(machine.0.id(), config.memory_mib)?;
+    let (emulated, guest_memory) = statistics(&control)?;
+    let (beside_guest_kib, guest_kib) = memory(machine.0.id(), &guest_memory)?;
     if let Some(directory) = save {
         let save = Request::Snapshot {
             directory: directory.to_owned(),
@@ -173,33 +173,34 @@ fn ask(control: &Path, request: &Request) -> anyhow::Result<Response> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn emulated_instructions(control: &Path) -> anyhow::Result<u64> {
+/// The guest kernel's instructions emulated so far, and where the guest's memory lies in the VMM.
+fn statistics(control: &Path) -> anyhow::Result<(u64, Vec<MemoryRange>)> {
     match ask(control, &Request::Statistics)? {
-        Response::Statistics { vcpus } => Ok(vcpus
-            .iter()
-            .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
-            .sum()),
+        Response::Statistics { vcpus, guest_memory } => {
+            let emulated = vcpus
+                .iter()
+                .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
+                .sum();
+            Ok((emulated, guest_memory))
+        }
         other => bail!("asked for statistics, the VMM answered {other:?}"),
     }
 }
 
 /// What of the process's memory is not the guest's (its proportional set size) and what of the guest's is the
-/// process's own, in KiB. The guest's memory is what is mapped in pieces of at least a quarter of it, and files of ours.
-fn memory(pid: u32, memory_mib: u32) -> anyhow::Result<(u64, u64)> {
+/// process's own, in KiB.
+fn memory(pid: u32, guest_memory: &[MemoryRange]) -> anyhow::Result<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut beside, mut guest) = (0, 0);
     let mut of_guest = false;
     for line in maps.lines() {
         let mut words = line.split_whitespace();
         let Some(first) = words.next() else { continue };
-        if let Some((start, end)) = first.split_once('-') {
-            let size = u64::from_str_radix(end, 16)? - u64::from_str_radix(start, 16)?;
-            // The kernel's and initramfs's private file mappings are guest memory as well, and a snapshot's.
-            let name = words.nth(4).unwrap_or_default();
-            of_guest = size >= u64::from(memory_mib) << 18
-                || ["vmlinux", "cpio", "/memory"]
-                    .iter()
-                    .any(|end| name.ends_with(end));
+        if let Some((start, _)) = first.split_once('-') {
+            let start = u64::from_str_radix(start, 16)?;
+            of_guest = guest_memory
+                .iter()
+                .any(|range| (range.start..range.start + range.bytes).contains(&start));
             continue;
         }
         let mut kib = || -> anyhow::Result<u64> { Ok(words.next().context("a figure")?.parse()?) };

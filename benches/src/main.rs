@@ -2,6 +2,7 @@
 //! and noisy; absolute times are for orientation, ratios and instruction counts for decisions.
 
 mod boot;
+mod cgroup_mounts;
 mod rounds;
 mod run;
 
@@ -28,6 +29,7 @@ struct Cli {
 
 fn main() -> anyhow::Result<()> {
     let mut cli = Cli::parse();
+    cgroup_mounts::show_version_1_alone()?;
     cli.bin = std::path::absolute(&cli.bin)?;
     cli.share = std::path::absolute(&cli.share)?;
     boot::measure(&cli.bin, &cli.share, cli.boots, cli.rounds)?;

@@ -54,6 +54,8 @@ pub enum Response {
     Statistics {
         /// Each vCPU's.
         vcpus: Vec<VcpuStatistics>,
+        /// Where the guest's memory lies in this process.
+        guest_memory: Vec<MemoryRange>,
     },
     /// To [`Request::Stop`].
     Stopping,
@@ -68,6 +70,16 @@ pub enum Response {
         /// Why.
         message: String,
     },
+}
+
+/// Guest memory as this process maps it. What `/proc/<pid>/smaps` (proc(5)) says of the mappings in it, it says of the
+/// guest; the rest is the VMM's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRange {
+    /// The address of its first byte.
+    pub start: u64,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// What a vCPU has counted.
@@ -88,6 +100,9 @@ pub trait Controlled {
     /// # Errors
     /// Why there are none.
     fn statistics(&mut self) -> Result<Vec<VcpuStatistics>, String>;
+
+    /// Where the guest's memory lies in this process.
+    fn guest_memory(&self) -> Vec<MemoryRange>;
 
     /// See [`Request::Pause`].
     ///
@@ -183,7 +198,10 @@ fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequ
         }
     };
     let done = match request {
-        Request::Statistics => machine.statistics().map(|vcpus| Response::Statistics { vcpus }),
+        Request::Statistics => machine.statistics().map(|vcpus| Response::Statistics {
+            vcpus,
+            guest_memory: machine.guest_memory(),
+        }),
         Request::Stop => {
             *stop = Some(StopRequested);
             Ok(Response::Stopping)
@@ -255,6 +273,13 @@ mod tests {
                 kvm: BTreeMap::new(),
                 exits: ExitCounts::default(),
             }])
+        }
+
+        fn guest_memory(&self) -> Vec<MemoryRange> {
+            vec![MemoryRange {
+                start: 0x1000,
+                bytes: 0x2000,
+            }]
         }
 
         fn pause(&mut self) -> Result<(), String> {

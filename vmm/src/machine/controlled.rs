@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
 use super::build::Monitor;
 use super::vcpu_threads::{ExamineError, VcpuThreads};
 use crate::bus::Bus;
-use crate::control::{Controlled, VcpuStatistics};
+use crate::control::{Controlled, MemoryRange, VcpuStatistics};
 use crate::devices::virtio::device::SaveError;
 use crate::snapshot::description::Dependencies;
 use crate::snapshot::vcpu::{self, KvmStateError, VcpuState};
@@ -113,6 +113,16 @@ impl RunningMachine {
 impl Controlled for RunningMachine {
     fn statistics(&mut self) -> Result<Vec<VcpuStatistics>, String> {
         self.read_statistics().map_err(|error| chain(&error))
+    }
+
+    fn guest_memory(&self) -> Vec<MemoryRange> {
+        self.memory
+            .iter()
+            .map(|region| MemoryRange {
+                start: region.as_ptr() as u64,
+                bytes: region.len(),
+            })
+            .collect()
     }
 
     fn pause(&mut self) -> Result<(), String> {

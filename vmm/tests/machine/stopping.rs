@@ -72,11 +72,13 @@ fn a_running_machine_tells_its_statistics() {
     let mut machine = endless();
     machine.config.vcpus = 2;
     let running = machine.start().wait_for_first_run();
-    let Response::Statistics { vcpus } = machine.ask(Request::Statistics) else {
+    let Response::Statistics { vcpus, guest_memory } = machine.ask(Request::Statistics) else {
         panic!("no statistics")
     };
     assert_eq!(vcpus.iter().map(|vcpu| vcpu.index).collect::<Vec<_>>(), [0, 1]);
     assert!(vcpus[0].kvm.contains_key("exits"), "{:?}", vcpus[0].kvm);
+    let guest_memory: u64 = guest_memory.iter().map(|range| range.bytes).sum();
+    assert_eq!(guest_memory, u64::from(machine.config.memory_mib) << 20);
     running.signal(libc::SIGTERM);
     running.finish();
 }

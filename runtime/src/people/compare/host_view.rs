@@ -83,7 +83,7 @@ pub(crate) fn emulated_instructions(control_socket: &Path) -> anyhow::Result<u64
     let mut answer = String::new();
     BufReader::new(connection.take(LONGEST_ANSWER)).read_line(&mut answer)?;
     match serde_json::from_str(&answer).context("reading the VMM's statistics")? {
-        Response::Statistics { vcpus } => Ok(vcpus
+        Response::Statistics { vcpus, .. } => Ok(vcpus
             .iter()
             .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
             .sum()),
