@@ -30,7 +30,7 @@ struct Start {
     emulated: u64,
     /// Proportional set size of the VMM beside the guest's memory, in KiB.
     beside_guest_kib: u64,
-    /// What of the guest's memory no other process shares, in KiB.
+    /// What of the guest's memory is no file's and no other process's, in KiB.
     guest_kib: u64,
 }
 
@@ -187,8 +187,8 @@ fn statistics(control: &Path) -> anyhow::Result<(u64, Vec<MemoryRange>)> {
     }
 }
 
-/// What of the process's memory is not the guest's (its proportional set size) and what of the guest's is the
-/// process's own, in KiB.
+/// What of the process's memory is not the guest's (its proportional set size), and what of the guest's it shares with
+/// nobody and no file, in KiB.
 fn memory(pid: u32, guest_memory: &[MemoryRange]) -> anyhow::Result<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut beside, mut guest) = (0, 0);
@@ -206,7 +206,7 @@ fn memory(pid: u32, guest_memory: &[MemoryRange]) -> anyhow::Result<(u64, u64)> 
         let mut kib = || -> anyhow::Result<u64> { Ok(words.next().context("a figure")?.parse()?) };
         match first {
             "Pss:" if !of_guest => beside += kib()?,
-            "Private_Dirty:" | "Private_Clean:" if of_guest => guest += kib()?,
+            "Anonymous:" if of_guest => guest += kib()?,
             _ => {}
         }
     }

@@ -1,7 +1,7 @@
 //! A whole machine in two files, from which others go on.
 //!
 //! `<directory>/memory` is the guest's memory, [sparse](memory); `<directory>/state` is everything else, in a
-//! [frame](format) that is checked before anything in it is believed. `state` gets its name last: a directory without
+//! [frame](mod@format) that is checked before anything in it is believed. `state` gets its name last: a directory without
 //! it holds no snapshot. `docs/snapshots.md` says what is kept, in which order it is put back, and why.
 
 pub mod description;
