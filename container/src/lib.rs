@@ -15,7 +15,7 @@
 //! let created = container::create(CreateOptions::new(states, &id, &bundle).stdio(Stdio::Inherit))?;
 //! created.start()?;
 //!
-//! let found = Container::load(states, &id)?;
+//! let mut found = Container::load(states, &id)?;
 //! println!("{}", serde_json::to_string(&found.state()?)?);
 //! found.kill(Signal::TERM)?;
 //! found.delete(true)?;

@@ -103,7 +103,12 @@ pub async fn obtain(
         let _ = lock.abandon();
     }
     let template = built?;
-    store.prune(false)?;
+    if let Err(error) = store.prune(false) {
+        eprintln!(
+            "bulkhead: removing old templates: {:#}",
+            anyhow::Error::new(error)
+        );
+    }
     Ok((template, true))
 }
 

@@ -263,9 +263,11 @@ impl TemplateStore {
                 removed.push(summary.template.name);
             }
         }
-        for name in self.names()? {
-            // What a builder left that was killed.
-            if let Some(name) = name.strip_suffix(&format!(".{BUILDING}"))
+        for entry in self.names()? {
+            // What builders left that were killed, or failed.
+            let name = Path::new(&entry).file_stem().and_then(|stem| stem.to_str());
+            if let Some(name) = name.filter(|name| *name != entry)
+                && self.find(name).is_none()
                 && let Some(lock) = self.try_lock(name)?
                 && self.find(name).is_none()
             {
