@@ -62,13 +62,13 @@ impl Sandbox for SandboxService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<ShutdownResponse> {
-        self.tasks.end_all().await?;
+        let ended = self.tasks.end_all().await;
         rustix::fs::sync();
         tokio::spawn(async {
             tokio::time::sleep(SHUTDOWN_GRACE).await;
             power::restart();
         });
-        Ok(ShutdownResponse::default())
+        ended.map(|()| ShutdownResponse::default())
     }
 }
 

@@ -211,7 +211,6 @@ fn a_killed_builder_is_succeeded_by_the_next() {
             .map(|entry| entry.path().join("machine/console.ring"))
             .any(|ring| ring.exists())
     });
-    std::thread::sleep(Duration::from_millis(500));
     builder.kill().unwrap();
     builder.wait().unwrap();
     assert_eq!(templates(&bulkhead), Vec::<PathBuf>::new());
@@ -233,7 +232,7 @@ fn without_room_for_a_template_the_machine_boots_and_says_why() {
     fs::create_dir(bulkhead.templates()).unwrap();
     // A file system of one MiB, in a mount namespace that goes with the command.
     let inner = bulkhead.run_command(Wall::MicroVm, &[], &["echo", "booted"]);
-    let script = r#"mount -t tmpfs -o size=1m templates "$0" && exec "$@""#;
+    let script = r#"mount -t tmpfs -o size=1m,mode=700 templates "$0" && exec "$@""#;
     let mut command = std::process::Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", script])

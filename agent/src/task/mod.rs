@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use container::{CommandFailure, Container, Signal};
+use container::{CommandFailure, Container, KillError, Signal};
 use protocol::failure::{self, FailureKind};
 use protocol::task::{
     CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, KillRequest, KillResponse,
@@ -71,17 +71,20 @@ impl TaskService {
         let mut ending = Vec::new();
         let mut result = Ok(());
         for kept in self.containers().values() {
-            if kept.exit.borrow().is_none() {
-                result = result.and(kept.container.kill(Signal::KILL));
-                ending.push(kept.exit.clone());
+            if kept.exit.borrow().is_some() {
+                continue;
+            }
+            match kept.container.kill(Signal::KILL) {
+                // One that has ended by itself is reaped soon.
+                Ok(()) | Err(KillError::NotRunning { .. }) => ending.push(kept.exit.clone()),
+                Err(error) => result = Err(failed("ending a container", error)),
             }
         }
-        result.map_err(|error| failed("ending a container", error))?;
         for mut exit in ending {
             // The watch is gone only with the container, whose process is gone then as well.
             let _ = exit.wait_for(Option::is_some).await;
         }
-        Ok(())
+        result
     }
 
     /// The containers, for a moment: the guard must not live over an await.

@@ -94,6 +94,7 @@ fn assemble(rules: &[DeviceRule]) -> Vec<Instruction> {
             let mut questions = vec![listed.question];
             while let Some(next) = rest.last().and_then(Listed::of)
                 && (next.allow, next.kind) == (listed.allow, listed.kind)
+                && questions.len() < LONGEST_LIST
             {
                 questions.push(next.question);
                 rest.pop();
@@ -112,6 +113,9 @@ fn assemble(rules: &[DeviceRule]) -> Vec<Instruction> {
     program.extend(answer(false));
     program
 }
+
+/// Jumps reach 32,767 instructions.
+const LONGEST_LIST: usize = 1000;
 
 /// A rule about every access to one device, or to every device of a major number.
 struct Listed {

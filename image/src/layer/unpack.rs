@@ -147,11 +147,11 @@ impl<'a> Unpacker<'a> {
 
     /// Removes folders that were made for whiteouts and are deleted by others, whichever came first.
     fn remove_deleted_folders(&self) -> Result<(), LayerError> {
-        let mut paths: Vec<&Vec<u8>> = self.for_whiteouts.values().collect();
+        let mut folders: Vec<(&u64, &Vec<u8>)> = self.for_whiteouts.iter().collect();
         // What lies in a folder comes before it.
-        paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
-        for path in paths {
-            self.remove_if_deleted(path)
+        folders.sort_by_key(|(_, path)| std::cmp::Reverse(path.len()));
+        for (inode, path) in folders {
+            self.remove_if_deleted(*inode, path)
                 .map_err(|source| LayerError::Unpack {
                     entry: shown(path),
                     action: "removing a deleted folder",
@@ -161,7 +161,7 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn remove_if_deleted(&self, path: &[u8]) -> io::Result<()> {
+    fn remove_if_deleted(&self, inode: u64, path: &[u8]) -> io::Result<()> {
         let Some((parent, name)) = self.open_parent(path)? else {
             return Ok(());
         };
@@ -170,6 +170,10 @@ impl<'a> Unpacker<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
+        // Another may have taken its place.
+        if rustix::fs::fstat(&folder)?.st_ino != inode {
+            return Ok(());
+        }
         let hides = folders::shows(self.destination, path)?;
         if hides && !metadata::is_opaque(&folder)? {
             return Ok(());

@@ -74,6 +74,9 @@ pub enum BootError {
     /// The VMM could not be started.
     #[error("starting the VMM")]
     Spawn(#[from] SpawnError),
+    /// The host gives no random bytes.
+    #[error("drawing random bytes for the guest")]
+    Entropy(#[source] rustix::io::Errno),
     /// It has to be cloned and cannot be.
     #[error("cloning the microVM, as the template policy \"require\" demands")]
     Template(#[source] Box<TemplateError>),

@@ -103,8 +103,11 @@ async fn handshake(socket: &Path, port: u32) -> Result<UnixStream, ConnectError>
 /// # Errors
 /// When the guest cannot be reached or the agent refuses the stream.
 pub async fn open_stream(socket: &Path, id: &StreamId) -> Result<OwnedFd, ConnectError> {
-    let mut connection = connect(socket, protocol::ports::STREAM).await?;
-    stream::open(&mut connection, id).await?;
+    let port = protocol::ports::STREAM;
+    let mut connection = connect(socket, port).await?;
+    timeout(CONNECT_DEADLINE, stream::open(&mut connection, id))
+        .await
+        .map_err(|_| ConnectError::Deadline { port })??;
     let connection = connection.into_std().map_err(ConnectError::Detach)?;
     connection.set_nonblocking(false).map_err(ConnectError::Detach)?;
     Ok(connection.into())

@@ -77,17 +77,20 @@ impl MicroVm {
         let machine = start::start(configuration, directory, size, shared.export(), record).await?;
         let StartedMachine { vmm, paths, events } = machine;
         let begun = Instant::now();
+        let words = first_words(hostname)?;
         let prepare = async {
             let connection = guest_connection::connect(&paths.vsock, protocol::ports::RPC).await?;
             let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(connection));
             let sandbox = SandboxClient::new(client.clone());
-            sandbox
-                .prepare(deadline(PREPARE_DEADLINE), &first_words(hostname))
-                .await?;
+            sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await?;
             Ok((TaskClient::new(client), sandbox))
         };
         let ring = &paths.console_ring;
-        let (tasks, sandbox) = stage(Stage::Prepare, PREPARE_DEADLINE, &vmm, ring, prepare).await?;
+        let prepared = stage(Stage::Prepare, PREPARE_DEADLINE, &vmm, ring, prepare).await;
+        if prepared.is_err() {
+            start::discard_template_of(configuration, record);
+        }
+        let (tasks, sandbox) = prepared?;
         record.phase("prepare", begun);
         let outputs = RefCell::default();
         Ok(Self {
@@ -111,9 +114,12 @@ impl MicroVm {
         let action = || format!("opening {name} of container {id}");
         let stream =
             StreamId::new(format!("{id}/{name}")).map_err(|error| SandboxError::new(action(), error))?;
-        let connection = guest_connection::open_stream(&self.socket, &stream)
-            .await
-            .map_err(|error| SandboxError::new(action(), error))?;
+        let connection = tokio::select! {
+            connection = guest_connection::open_stream(&self.socket, &stream) => {
+                connection.map_err(|error| SandboxError::new(action(), error))?
+            }
+            end = self.vmm.ended() => return Err(SandboxError::new(action(), end)),
+        };
         Ok((stream.as_str().to_owned(), connection))
     }
 
@@ -317,13 +323,12 @@ impl Sandbox for MicroVm {
 }
 
 /// What only the host knows.
-fn first_words(hostname: &str) -> PrepareRequest {
+fn first_words(hostname: &str) -> Result<PrepareRequest, BootError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut entropy = vec![0; SEED];
-    // Up to 256 bytes are given at once, always (getrandom(2)); the guest's own sources remain if the host has none.
-    let length = getrandom(entropy.as_mut_slice(), GetRandomFlags::empty()).unwrap_or(0);
-    entropy.truncate(length);
-    PrepareRequest {
+    // Up to 256 bytes are given at once, always (getrandom(2)). Without them a clone would be a twin.
+    getrandom(entropy.as_mut_slice(), GetRandomFlags::empty()).map_err(BootError::Entropy)?;
+    Ok(PrepareRequest {
         hostname: hostname.to_owned(),
         realtime: i64::try_from(now.as_nanos()).unwrap_or_default(),
         entropy,
@@ -333,7 +338,7 @@ fn first_words(hostname: &str) -> PrepareRequest {
             ..GuestDirectory::default()
         }],
         ..PrepareRequest::default()
-    }
+    })
 }
 
 fn deadline(duration: Duration) -> Context {

@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
@@ -112,8 +112,13 @@ pub async fn start(
         TemplatePolicy::Never => None,
         policy => match clone(configuration, directory, size, export, record).await {
             Ok(machine) => return Ok(machine),
-            // A machine that does not boot for a template does not boot without one.
-            Err(TemplateError::Boot(error)) => return Err(error),
+            // A machine that does not boot for a template does not boot without one. What fails before it runs may
+            // be the fault of the folder of templates.
+            Err(TemplateError::Boot(
+                error @ BootError::Stage {
+                    stage: Stage::Boot, ..
+                },
+            )) => return Err(error),
             Err(error) if policy == TemplatePolicy::Require => {
                 return Err(BootError::Template(Box::new(error)));
             }
@@ -164,17 +169,37 @@ async fn clone(
             };
             Ok(machine)
         }
-        Err(error) => {
-            // It would fail the next time as well.
-            if let Ok(lock) = store.lock(&template.name, Duration::ZERO).await {
-                lock.remove()?;
+        Err(source) => {
+            // A template that the VMM refuses, or whose guest does not wake up, fails the next time as well.
+            if matches!(source, BootError::Stage { .. }) {
+                discard(&store, &template.name);
             }
-            clear(directory)?;
+            if let Err(left) = clear(directory) {
+                eprintln!("bulkhead: {:#}", anyhow::Error::new(left));
+            }
             Err(TemplateError::Clone {
                 template: template.name,
-                source: error,
+                source,
             })
         }
+    }
+}
+
+/// Removes a template that no machine can be cloned from.
+fn discard(store: &TemplateStore, name: &str) {
+    if let Err(error) = store.discard(name) {
+        eprintln!(
+            "bulkhead: removing template {name}: {:#}",
+            anyhow::Error::new(error)
+        );
+    }
+}
+
+/// Removes the template of a clone that came up but could not be prepared, if it was one.
+pub fn discard_template_of(configuration: &MicroVmConfiguration, record: &StartRecord) {
+    if let Origin::Clone { template, .. } = &record.origin {
+        let store = TemplateStore::new(configuration.templates.clone(), configuration.templates_limit);
+        discard(&store, template);
     }
 }
 

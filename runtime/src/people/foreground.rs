@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -25,6 +25,10 @@ const FORWARDED: [i32; 6] = [
 /// The interrupt after which patience ends: a container's init that installed no handler ignores the signal for good
 /// (pid_namespaces(7)).
 const LAST_INTERRUPT: u32 = 3;
+
+/// How long a container that was killed may take to end, in a guest whose kernel is emulated on a busy host. The
+/// sandbox around one that takes longer is ended from outside.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the exit of a container that refused a signal may take to be told.
 const EXIT_UNDER_WAY: Duration = Duration::from_secs(2);
@@ -81,7 +85,17 @@ pub(crate) async fn wait(
             status = &mut exit => return Ok(status?),
             number = signals.next() => {
                 interrupts += u32::from(number == libc::SIGINT || number == libc::SIGTERM);
-                let number = if interrupts >= LAST_INTERRUPT { libc::SIGKILL } else { number };
+                if interrupts >= LAST_INTERRUPT {
+                    let end = async {
+                        // One that has just ended cannot be killed; whether it has is told by its exit.
+                        let _ = sandbox.kill(id, libc::SIGKILL).await;
+                        (&mut exit).await
+                    };
+                    return match timeout(KILL_PATIENCE, end).await {
+                        Ok(status) => Ok(status?),
+                        Err(_) => bail!("container {id} did not end within {} s of being killed", KILL_PATIENCE.as_secs()),
+                    };
+                }
                 if let Err(error) = sandbox.kill(id, number).await {
                     // A container that has just ended takes no signals; that is told by its exit.
                     match timeout(EXIT_UNDER_WAY, &mut exit).await {

@@ -16,8 +16,8 @@ use crate::sizing::MachineSize;
 /// Raised when machines get other devices, or the guest is asked for other things before it is ready.
 const SHAPE_VERSION: u32 = 1;
 
-/// Digits of a template's name.
-const NAME_DIGITS: usize = 32;
+/// Digits of a template's name. It is part of a socket's path, of which unix(7) allows 107 bytes.
+const NAME_DIGITS: usize = 16;
 
 /// Everything a template was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,11 @@ pub struct TemplateInputs {
     /// The host's kernel, whose KVM the state is for.
     pub host_kernel: String,
     shape: u32,
+}
+
+/// Whether this could be a template's name.
+pub(super) fn is_name(text: &str) -> bool {
+    text.len() == NAME_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A file, and what changes whenever its content does: replacing or writing it, or setting its times back, changes the
@@ -78,7 +83,7 @@ impl TemplateInputs {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             processor: processor(),
-            kernel_mode: format!("{:?}", KernelMode::detect()).to_lowercase(),
+            kernel_mode: kernel_mode(),
             host_kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             shape: SHAPE_VERSION,
         })
@@ -111,6 +116,9 @@ impl TemplateInputs {
         if processor() != self.processor {
             return Some("the processor is another".to_owned());
         }
+        if kernel_mode() != self.kernel_mode {
+            return Some(format!("KVM ran the guest's kernel mode by {}", self.kernel_mode));
+        }
         (self.shape != SHAPE_VERSION).then(|| "another version of Bulkhead made it".to_owned())
     }
 }
@@ -130,6 +138,14 @@ impl InputFile {
             changed_nanoseconds: status.ctime_nsec(),
         })
     }
+}
+
+fn kernel_mode() -> String {
+    match KernelMode::detect() {
+        KernelMode::Hardware => "hardware",
+        KernelMode::Emulated => "emulation",
+    }
+    .to_owned()
 }
 
 /// Without the bits of leaf 1 and 7 that tell one processor of a machine from another, or change while it runs.

@@ -15,7 +15,7 @@ use vmm::control::Request;
 
 use self::inputs::{InputError, TemplateInputs};
 use self::store::{StoreError, Template, TemplateLock, TemplateStore};
-use super::boot::BootError;
+use super::boot::{BootError, LOAD_DEADLINE};
 use super::control::{self, ControlError};
 use super::start;
 use crate::configuration::MicroVmConfiguration;
@@ -84,16 +84,18 @@ pub async fn obtain(
 ) -> Result<(Template, bool), TemplateError> {
     let inputs = TemplateInputs::of(configuration, size)?;
     let name = inputs.name()?;
-    if let Some(template) = store.find(&name)
-        && store.touch(&template).is_ok()
-    {
+    if let Some(template) = found(store, &name) {
         return Ok((template, false));
     }
-    let patience = configuration.boot_deadline + SNAPSHOT_DEADLINE;
+    let patience = configuration
+        .boot_deadline
+        .saturating_add(LOAD_DEADLINE + SNAPSHOT_DEADLINE);
     let lock = store.lock(&name, patience).await?;
-    if let Some(template) = store.find(&name) {
+    if let Some(template) = found(store, &name) {
         return Ok((template, false));
     }
+    // What is swept up now is room for the new one.
+    prune(store);
     let built = match build(&lock, configuration, &inputs, size).await {
         Ok(()) => lock.finish(&inputs).map_err(TemplateError::from),
         Err(error) => Err(error),
@@ -103,13 +105,24 @@ pub async fn obtain(
         let _ = lock.abandon();
     }
     let template = built?;
+    prune(store);
+    Ok((template, true))
+}
+
+fn found(store: &TemplateStore, name: &str) -> Option<Template> {
+    let template = store.find(name)?;
+    // When it was used last decides only which template goes first.
+    let _ = store.touch(&template);
+    Some(template)
+}
+
+fn prune(store: &TemplateStore) {
     if let Err(error) = store.prune(false) {
         eprintln!(
             "bulkhead: removing old templates: {:#}",
             anyhow::Error::new(error)
         );
     }
-    Ok((template, true))
 }
 
 async fn build(

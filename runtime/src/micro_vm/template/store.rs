@@ -15,14 +15,14 @@
 
 use std::fs::{self, DirBuilder, File, FileTimes};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::inputs::TemplateInputs;
+use super::inputs::{TemplateInputs, is_name};
 use crate::sandbox::remove_tree::remove_tree;
 
 const INPUTS: &str = "inputs.json";
@@ -96,6 +96,19 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// Others could put templates there, and with them whole guests.
+    #[error(
+        "the folder of templates {} belongs to user {owner} and has mode {mode:03o}: it must be ours and writable by nobody else",
+        .path.display()
+    )]
+    Exposed {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Somebody else has been building it for too long.
     #[error("template {name} is still being built by another process after {} s", .waited.as_secs())]
     Busy {
@@ -134,6 +147,9 @@ impl TemplateStore {
 
     /// The template of that name, if it is there.
     pub fn find(&self, name: &str) -> Option<Template> {
+        if !is_name(name) {
+            return None;
+        }
         let path = self.directory.join(name);
         path.join(INPUTS).is_file().then(|| Template {
             name: name.to_owned(),
@@ -169,7 +185,7 @@ impl TemplateStore {
             };
             match summary(template) {
                 // Removed while we looked.
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(_) if self.find(&name).is_none() => {}
                 summary => found.push(summary?),
             }
         }
@@ -180,7 +196,7 @@ impl TemplateStore {
     /// Notes that a machine is cloned from it now.
     ///
     /// # Errors
-    /// When it has just been removed.
+    /// When it has just been removed, or the folder is read-only.
     pub fn touch(&self, template: &Template) -> Result<(), StoreError> {
         let path = template.path.join(INPUTS);
         let now = FileTimes::new().set_modified(SystemTime::now());
@@ -213,11 +229,13 @@ impl TemplateStore {
 
     fn try_lock(&self, name: &str) -> Result<Option<TemplateLock>, StoreError> {
         create_directory(&self.directory)?;
+        self.refuse_exposed()?;
         let path = self.directory.join(name).with_extension(LOCK);
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&path)
             .map_err(io_error("opening", &path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -243,6 +261,28 @@ impl TemplateStore {
         }))
     }
 
+    fn refuse_exposed(&self) -> Result<(), StoreError> {
+        const OTHERS_WRITE: u32 = 0o022;
+        let status = fs::metadata(&self.directory).map_err(io_error("examining", &self.directory))?;
+        let mode = status.mode() & 0o777;
+        if status.uid() == rustix::process::geteuid().as_raw() && mode & OTHERS_WRITE == 0 {
+            return Ok(());
+        }
+        Err(StoreError::Exposed {
+            path: self.directory.clone(),
+            owner: status.uid(),
+            mode,
+        })
+    }
+
+    /// Removes a template that no machine can be cloned from. One that somebody builds anew just now is left.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(&self, name: &str) -> Result<(), StoreError> {
+        self.try_lock(name)?.map_or(Ok(()), TemplateLock::remove)
+    }
+
     /// Removes templates: every one if `all`, else those whose inputs have changed and those that exceed the limit,
     /// the longest unused first. One that is being built stays. Returns the names of the removed.
     ///
@@ -264,9 +304,11 @@ impl TemplateStore {
             }
         }
         for entry in self.names()? {
-            // What builders left that were killed, or failed.
-            let name = Path::new(&entry).file_stem().and_then(|stem| stem.to_str());
-            if let Some(name) = name.filter(|name| *name != entry)
+            // What builders left that were killed, or failed. What is not ours is left alone.
+            let ours = entry
+                .rsplit_once('.')
+                .filter(|(name, kind)| is_name(name) && [LOCK, BUILDING].contains(kind));
+            if let Some((name, _)) = ours
                 && self.find(name).is_none()
                 && let Some(lock) = self.try_lock(name)?
                 && self.find(name).is_none()
@@ -414,5 +456,66 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     match remove_tree(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(io_error("removing", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, TemplateStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TemplateStore::new(folder.path().to_owned(), 0);
+        (folder, store)
+    }
+
+    #[test]
+    fn pruning_sweeps_up_after_killed_builders_and_leaves_what_is_not_ours() {
+        let (folder, store) = store();
+        for directory in [
+            "0123456789abcdef.building/machine",
+            "keep",
+            "keep.building",
+            "notes.d",
+        ] {
+            fs::create_dir_all(folder.path().join(directory)).unwrap();
+        }
+        for file in ["keep.zip", "keep.lock", "fedcba9876543210.lock"] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert_eq!(store.prune(true).unwrap(), Vec::<String>::new());
+        let mut left = store.names().unwrap();
+        left.sort();
+        assert_eq!(
+            left,
+            ["keep", "keep.building", "keep.lock", "keep.zip", "notes.d"]
+        );
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_lock_is_waited_for_and_not_for_ever() {
+        let (_folder, store) = store();
+        let name = "0123456789abcdef";
+        let held = store.lock(name, Duration::ZERO).await.unwrap();
+        let refused = store.lock(name, Duration::from_millis(50)).await;
+        assert!(matches!(refused, Err(StoreError::Busy { .. })));
+        let waiting = store.lock(name, Duration::from_secs(10));
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            held.remove().unwrap();
+        };
+        // The file that was locked is gone: the lock is of the next one.
+        let (lock, ()) = tokio::join!(waiting, release);
+        assert!(lock.unwrap().begin().unwrap().snapshot.is_dir());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_folder_that_others_can_write_to_is_refused() {
+        let (folder, store) = store();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = store.lock("0123456789abcdef", Duration::ZERO).await;
+        assert!(refused.unwrap_err().to_string().contains("777"));
     }
 }

@@ -61,7 +61,11 @@ pub(crate) fn observe(
             drop(child.stdin.take());
             // To the end: it must not find its output closed.
             lines.try_for_each(|line| line.map(drop))?;
-            child.wait()?;
+            let status = child.wait()?;
+            ensure!(
+                status.success(),
+                "the container in a machine that boots ended with {status}"
+            );
             // So that what is measured is a clone and not the building of its template.
             let built = ourselves(configuration)?
                 .args(["template", "build"])
@@ -72,7 +76,11 @@ pub(crate) fn observe(
         }
     };
     let begun = Instant::now();
-    let (mut child, mut lines) = introduced(configuration, wall, &["--name", &name], image)?;
+    let options: &[&str] = match wall {
+        Isolation::SharedKernel => &["--name", &name],
+        Isolation::MicroVm => &["--name", &name, "--template", "require"],
+    };
+    let (mut child, mut lines) = introduced(configuration, wall, options, image)?;
     let first_output = begun.elapsed();
     let mut next = || lines.next().transpose().map(Option::unwrap_or_default);
     let [kernel_release, boot_id, pid_inside, uid_inside] = [next()?, next()?, next()?, next()?];
@@ -139,7 +147,11 @@ fn introduced(
         .spawn()
         .context("running ourselves")?;
     let mut lines = BufReader::new(child.stdout.take().context("a pipe from the container")?).lines();
-    lines.next().transpose()?;
+    let first = lines.next().transpose()?;
+    ensure!(
+        first.is_some(),
+        "the container behind {wall} ended without a word"
+    );
     Ok((child, lines))
 }
 
