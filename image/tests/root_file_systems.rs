@@ -400,6 +400,18 @@ fn apply(tree: &mut BTreeMap<String, String>, layer: &[(&str, Change)]) {
     }
 }
 
+/// What a container of the image sees, mounted on `mnt`.
+fn shown(place: &Place, image: &image_builder::Image) -> BTreeMap<String, String> {
+    let image = place.import(image);
+    let store = place.store();
+    let container = store.create_container("c", &image).unwrap();
+    let mount = container.mount_at(place.path("mnt")).unwrap();
+    let found = tree(mount.path());
+    mount.unmount().unwrap();
+    container.remove().unwrap();
+    found
+}
+
 #[test]
 fn a_folder_that_only_whiteouts_lie_in_is_deleted_with_them() {
     in_private_mounts(|place| {
@@ -415,13 +427,7 @@ fn a_folder_that_only_whiteouts_lie_in_is_deleted_with_them() {
             let image = image_builder::Image::new()
                 .layer(Compression::None, below)
                 .layer(Compression::None, whiteouts.clone());
-            let image = place.import(&image);
-            let store = place.store();
-            let container = store.create_container("c", &image).unwrap();
-            let mount = container.mount_at(place.path("mnt")).unwrap();
-            let found = tree(mount.path());
-            mount.unmount().unwrap();
-            container.remove().unwrap();
+            let found = shown(place, &image);
             assert_eq!(found.into_keys().collect::<Vec<_>>(), ["a"]);
         }
     });
@@ -443,13 +449,7 @@ fn any_layers_mount_to_what_the_specification_says() {
                 apply(&mut expected, layer);
                 image = image.layer(Compression::None, layer.iter().map(entry));
             }
-            let image = place.import(&image);
-            let store = place.store();
-            let container = store.create_container("c", &image).unwrap();
-            let mount = container.mount_at(place.path("mnt")).unwrap();
-            let found = tree(mount.path());
-            mount.unmount().unwrap();
-            container.remove().unwrap();
+            let found = shown(place, &image);
             prop_assert_eq!(found, expected);
             Ok(())
         });

@@ -10,7 +10,9 @@ mod template;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::configuration::{Configuration, Folders};
 
@@ -65,6 +67,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(OWN_FAILURE)
         }
     }
+}
+
+/// What calls to the VMM and the agent run on: this very thread, because the engine forks and may have no other.
+fn event_loop() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the event loop")
 }
 
 fn execute(cli: Cli) -> anyhow::Result<u8> {

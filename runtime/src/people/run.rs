@@ -12,6 +12,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::UnshareFlags;
 
+use super::event_loop;
 use super::foreground::{self, ForwardedSignals};
 use crate::configuration::Configuration;
 use crate::isolation::Isolation;
@@ -112,19 +113,15 @@ pub(crate) fn run(configuration: &Configuration, arguments: Arguments) -> anyhow
         exit_status: None,
     };
     record.write(directory.path())?;
-    let result = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the event loop")?
-        .block_on(async {
-            let container = Prepared {
-                configuration,
-                arguments: &arguments,
-                image: &image,
-                layer: &layer,
-            };
-            container.run(&options, &directory, &mut record).await
-        });
+    let result = event_loop()?.block_on(async {
+        let container = Prepared {
+            configuration,
+            arguments: &arguments,
+            image: &image,
+            layer: &layer,
+        };
+        container.run(&options, &directory, &mut record).await
+    });
     // Without --rm a container that has run stays to be looked at; one that never did is of no use.
     let keep = record.exit_status.is_some() && !arguments.rm;
     let cleaned = if keep {

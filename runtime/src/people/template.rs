@@ -7,6 +7,7 @@ use clap::Subcommand;
 use comfy_table::{Table, presets};
 use image::bundle::{ByteSize, CpuCount};
 
+use super::event_loop;
 use super::ps::age;
 use crate::configuration::Configuration;
 use crate::kvm;
@@ -76,10 +77,7 @@ pub(crate) fn template(configuration: &Configuration, arguments: &Arguments) -> 
 fn build(configuration: &Configuration, store: &TemplateStore, limits: &PodLimits) -> anyhow::Result<u8> {
     kvm::check(&configuration.microvm.kvm)?;
     let size = machine_size(limits)?;
-    let (template, _) = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the event loop")?
+    let (template, _) = event_loop()?
         .block_on(template::obtain(store, &configuration.microvm, size))
         .context("building the template")?;
     println!("{}", shown(&template.name));

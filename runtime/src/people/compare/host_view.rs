@@ -2,19 +2,17 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use vmm::control::{Request, Response};
 
+use crate::micro_vm::control;
+use crate::people::event_loop;
+
 /// The VMM answers at once or not at all.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The longest answer that is read, in bytes.
-const LONGEST_ANSWER: u64 = 1 << 20;
 
 /// A process on the host.
 #[derive(Debug)]
@@ -74,15 +72,14 @@ impl fmt::Display for HostProcess {
 
 /// How many instructions of the guest's kernel KVM has emulated, by the VMM's account.
 pub(crate) fn emulated_instructions(control_socket: &Path) -> anyhow::Result<u64> {
-    let mut connection = UnixStream::connect(control_socket)
-        .with_context(|| format!("connecting to {}", control_socket.display()))?;
-    connection.set_read_timeout(Some(CONTROL_DEADLINE))?;
-    let mut request = serde_json::to_vec(&Request::Statistics)?;
-    request.push(b'\n');
-    connection.write_all(&request)?;
-    let mut answer = String::new();
-    BufReader::new(connection.take(LONGEST_ANSWER)).read_line(&mut answer)?;
-    match serde_json::from_str(&answer).context("reading the VMM's statistics")? {
+    let answer = event_loop()?
+        .block_on(control::ask(
+            control_socket,
+            &Request::Statistics,
+            CONTROL_DEADLINE,
+        ))
+        .context("asking for the VMM's statistics")?;
+    match answer {
         Response::Statistics { vcpus, .. } => Ok(vcpus
             .iter()
             .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
