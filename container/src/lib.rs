@@ -40,6 +40,7 @@ mod id;
 mod init;
 mod kernel;
 mod plan;
+mod process;
 mod rootfs;
 mod signal;
 mod state;
@@ -51,8 +52,8 @@ pub use container::{
     Stdio, create,
 };
 pub use id::{ContainerId, InvalidContainerId};
-pub use init::CommandFailure;
 pub use kernel::{bring_loopback_up, set_read_only};
 pub use plan::SpecError;
+pub use process::CommandFailure;
 pub use signal::{Signal, UnknownSignal};
 pub use state::{OciState, StateDirectory, StateError, Status};

@@ -10,11 +10,11 @@ use super::console::send_terminal;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
 use crate::cgroup::{Cgroup, Hierarchies};
-use crate::init::channel::{CallerChannel, Report, channel};
 use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
 use crate::plan::{Namespace, NamespacePlan, Plan, id_map};
+use crate::process::channel::{CallerChannel, Report, channel};
 use crate::rootfs::Sources;
 use crate::state::{ProcessIdentity, Record, StateDirectory};
 
@@ -25,7 +25,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     check_streams(&plan, &options)?;
     check_threads()?;
     let sources = Sources::open(&plan)
-        .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::init::messages(&error))))?;
+        .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
     let joined =
         JoinedNamespaces::open(&plan.namespaces).map_err(|(path, errno)| CreateError::Namespace {
             path,

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::InitFailure;
 use crate::cgroup::CgroupError;
-use crate::init::CommandFailure;
 use crate::plan::SpecError;
+use crate::process::CommandFailure;
 use crate::state::StateError;
 
 /// Why a container could not be created. Nothing is left of it, unless the error is [`NotUndone`](Self::NotUndone).

@@ -1,6 +1,6 @@
 //! An error that happened in the container's process and was told through a socket.
 
-use crate::init::CommandFailure;
+use crate::process::CommandFailure;
 
 /// What the container's process reported: a message, and as its source what caused it.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::{Container, InitFailure};
-use crate::init::CommandFailure;
-use crate::init::channel::Report;
+use crate::process::CommandFailure;
+use crate::process::channel::Report;
 use crate::state::{StateError, Status};
 
 /// Why a container could not be started.

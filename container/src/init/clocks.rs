@@ -7,15 +7,15 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::{InitError, write_file};
+use crate::process::{SetUpError, write_file};
 
 /// Makes a time namespace, sets its clocks, which is possible only while nobody is in it, and enters it.
-pub(super) fn enter_time_namespace(offsets: &[(&str, i64, u32)]) -> Result<(), InitError> {
+pub(super) fn enter_time_namespace(offsets: &[(&str, i64, u32)]) -> Result<(), SetUpError> {
     // SAFETY: a new time namespace touches no descriptors.
-    unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }.map_err(InitError::step("make the time namespace"))?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }.map_err(SetUpError::step("make the time namespace"))?;
     for (clock, seconds, nanoseconds) in offsets {
         let line = format!("{clock} {seconds} {nanoseconds}\n");
-        write_file(Path::new("/proc/self/timens_offsets"), line.as_bytes()).map_err(InitError::field(
+        write_file(Path::new("/proc/self/timens_offsets"), line.as_bytes()).map_err(SetUpError::field(
             format!("linux.timeOffsets.{clock}"),
             "set the clock",
         ))?;
@@ -25,5 +25,5 @@ pub(super) fn enter_time_namespace(offsets: &[(&str, i64, u32)]) -> Result<(), I
         let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Time))
     };
-    enter().map_err(InitError::step("enter the time namespace"))
+    enter().map_err(SetUpError::step("enter the time namespace"))
 }

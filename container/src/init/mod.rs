@@ -4,35 +4,25 @@
 //! caller how that went, and waits at a socket to be started. It is a plain sequence: every step is a call into a
 //! module that can be read by itself, and the first error ends it.
 
-pub(crate) mod channel;
 mod clocks;
-mod command;
-mod environment;
-mod identity;
-mod limits;
 mod namespaces;
 mod start;
-mod terminal;
 
-use std::error::Error;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 use rustix::process::umask;
 
-pub use command::CommandFailure;
 pub(crate) use namespaces::JoinedNamespaces;
 
 use crate::cgroup::Cgroup;
-use crate::kernel::{close_range, signal_disposition};
+use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
-use crate::rootfs::{self, RootfsError, Sources};
-use channel::{InitChannel, Report};
+use crate::process::channel::InitChannel;
+use crate::process::{self, Ready, SETUP_FAILED, SetUpError, Streams};
+use crate::rootfs::{self, Sources};
 
 /// Everything the container's process needs, opened by the caller.
 pub(crate) struct Init<'a> {
@@ -51,47 +41,6 @@ pub(crate) struct Init<'a> {
     pub(crate) not_ours: [RawFd; 2],
 }
 
-/// Why the container's process could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum InitError {
-    #[error("cannot {doing}")]
-    Step { doing: &'static str, source: io::Error },
-    #[error("{field}: cannot {doing}")]
-    Field {
-        field: String,
-        doing: String,
-        source: io::Error,
-    },
-    #[error(transparent)]
-    Rootfs(#[from] RootfsError),
-    #[error(transparent)]
-    Command(#[from] command::CommandError),
-    #[error("process.cwd: {problem}")]
-    WorkingDirectory { problem: String },
-    #[error("process.terminal: there is no /dev/pts/ptmx: mount a devpts on /dev/pts")]
-    NoTerminals { source: io::Error },
-}
-
-impl InitError {
-    fn step(doing: &'static str) -> impl FnOnce(Errno) -> InitError {
-        move |errno| InitError::Step {
-            doing,
-            source: errno.into(),
-        }
-    }
-
-    fn field(field: impl Into<String>, doing: impl Into<String>) -> impl FnOnce(Errno) -> InitError {
-        move |errno| InitError::Field {
-            field: field.into(),
-            doing: doing.into(),
-            source: errno.into(),
-        }
-    }
-}
-
-/// The exit code of a process that could not be set up; nobody sees it but in a debugger, the message is what counts.
-const SETUP_FAILED: i32 = 125;
-
 impl Init<'_> {
     /// Runs in the forked child and never returns to, or unwinds into, the frames it was copied with.
     pub(crate) fn run(self) -> ! {
@@ -106,23 +55,13 @@ impl Init<'_> {
         match self.set_up() {
             Ok(ready) => start::report_wait_and_become(&ManuallyDrop::new(ready), &self.channel, &self.start),
             Err(error) => {
-                let failure = match &error {
-                    InitError::Command(error) => Some(error.failure()),
-                    _ => None,
-                };
-                self.channel.report(
-                    &Report::Failed {
-                        failure,
-                        messages: messages(&error),
-                    },
-                    None,
-                );
+                self.channel.report(&error.report(), None);
                 SETUP_FAILED
             }
         }
     }
 
-    fn set_up(&self) -> Result<start::Ready, InitError> {
+    fn set_up(&self) -> Result<Ready, SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's lock and its
             // end of the channel alive beyond the caller's death.
@@ -134,19 +73,19 @@ impl Init<'_> {
         if has_user_namespace {
             self.channel
                 .wait_until_mapped()
-                .map_err(InitError::step("wait for the user namespace's maps"))?;
-            identity::become_root_of_user_namespace()?;
+                .map_err(SetUpError::step("wait for the user namespace's maps"))?;
+            process::become_root_of_user_namespace()?;
         }
-        enter_cgroups(&self.cgroup_entrances)?;
+        process::enter_cgroups(&self.cgroup_entrances)?;
         namespaces::enter(&self.joined, &plan.namespaces)?;
         namespaces::furnish(plan)?;
         if let Some(score) = plan.process.oom_score_adjustment {
-            limits::set_oom_score_adjustment(score)?;
+            process::set_oom_score_adjustment(score)?;
         }
 
         umask(Mode::empty());
         let root_descriptor = rustix::io::fcntl_dupfd_cloexec(&self.sources.root, 3)
-            .map_err(InitError::step("copy the root's descriptor"))?;
+            .map_err(SetUpError::step("copy the root's descriptor"))?;
         let root = rootfs::attach(root_descriptor, &plan.root.path)?;
         let has_cgroup_namespace = plan.namespaces.creates(Namespace::Cgroup);
         rootfs::mount_all(
@@ -159,82 +98,20 @@ impl Init<'_> {
         if let Some(nodes) = &plan.devices {
             rootfs::make_device_folder(&root, nodes, has_user_namespace)?;
         }
-        let terminal = match plan.process.terminal {
-            Some(size) => Some(terminal::open(&root, size, plan.process.user.uid)?),
-            None => None,
+        let streams = match (plan.process.terminal, &self.stdio) {
+            (Some(size), _) => {
+                let terminal = process::open_terminal(&root, size, plan.process.user.uid)?;
+                terminal.show_as_console(&root)?;
+                Streams::Terminal(terminal)
+            }
+            (None, Some(files)) => Streams::Files(files),
+            (None, None) => Streams::Inherited,
         };
-        limits::write_sysctl(&plan.sysctl)?;
-        let working_directory = identity::open_working_directory(&root, &plan.process.working_directory)?;
+        process::write_sysctl(&plan.sysctl)?;
+        let working_directory = process::open_working_directory(&root, &plan.process.working_directory)?;
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
         rootfs::pivot(root, &plan.root.path, plan.root.read_only)?;
-
-        rustix::process::setsid().map_err(InitError::step("begin a session"))?;
-        let terminal = match terminal {
-            Some(terminal) => {
-                terminal.control()?;
-                Some(terminal.into_master())
-            }
-            None => {
-                if let Some(stdio) = &self.stdio {
-                    use_as_stdio(stdio)?;
-                }
-                None
-            }
-        };
-        limits::set_resource_limits(&plan.process.limits)?;
-        let warnings = identity::take(&plan.process, working_directory)?;
-        umask(Mode::from_raw_mode(plan.process.user.umask));
-        let environment = environment::complete(&plan.process);
-        let path = command::find(&plan.process, &environment)?;
-        Ok(start::Ready {
-            path,
-            arguments: plan.process.arguments.clone(),
-            environment,
-            terminal,
-            warnings,
-        })
+        process::take_on(&plan.process, streams, working_directory)
     }
-}
-
-fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), InitError> {
-    for entrance in entrances {
-        rustix::io::write(entrance, b"0").map_err(InitError::step("enter a cgroup"))?;
-    }
-    Ok(())
-}
-
-fn use_as_stdio(stdio: &[OwnedFd; 3]) -> Result<(), InitError> {
-    let failed = InitError::step("connect the standard streams");
-    let connect = || -> Result<(), Errno> {
-        let [stdin, stdout, stderr] = stdio;
-        rustix::stdio::dup2_stdin(stdin)?;
-        rustix::stdio::dup2_stdout(stdout)?;
-        rustix::stdio::dup2_stderr(stderr)
-    };
-    connect().map_err(failed)
-}
-
-/// Closes everything but the standard streams and `kept`.
-fn close_everything_but(kept: &mut [RawFd]) -> Result<(), Errno> {
-    // SAFETY: called when the only descriptors this process will use again are those kept, and its owners of others
-    // are never dropped, because it ends in execve or _exit.
-    unsafe { close_range::close_all_but_stdio_and(kept) }
-}
-
-/// An error and its causes, outermost first.
-pub(crate) fn messages(error: &dyn Error) -> Vec<String> {
-    let mut messages = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        messages.push(error.to_string());
-        cause = error.source();
-    }
-    messages
-}
-
-/// Writes to a file of the kernel's, in one write.
-fn write_file(path: &Path, value: &[u8]) -> Result<(), Errno> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, value).map(|_| ())
 }

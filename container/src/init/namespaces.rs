@@ -7,9 +7,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::{InitError, clocks};
+use super::clocks;
 use crate::kernel::bring_loopback_up;
 use crate::plan::{Namespace, NamespacePlan, Plan};
+use crate::process::SetUpError;
 
 /// Existing namespaces, opened by the caller before anything changed.
 pub(crate) struct JoinedNamespaces(Vec<(Namespace, PathBuf, OwnedFd)>);
@@ -39,7 +40,7 @@ impl JoinedNamespaces {
 }
 
 /// Enters the existing namespaces, and makes the cgroup and time namespaces.
-pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(), InitError> {
+pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(), SetUpError> {
     for (kind, path, fd) in &joined.0 {
         let kind = match kind {
             Namespace::Network => LinkNameSpaceType::Network,
@@ -49,7 +50,7 @@ pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(
             // The caller did it; the others are refused by the plan.
             Namespace::Pid | Namespace::Mount | Namespace::User | Namespace::Time => continue,
         };
-        move_into_link_name_space(fd.as_fd(), Some(kind)).map_err(InitError::field(
+        move_into_link_name_space(fd.as_fd(), Some(kind)).map_err(SetUpError::field(
             "linux.namespaces",
             format!("join the namespace {}", path.display()),
         ))?;
@@ -57,7 +58,7 @@ pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(
     if plan.creates(Namespace::Cgroup) {
         // SAFETY: a new cgroup namespace touches no descriptors.
         unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }
-            .map_err(InitError::step("make the cgroup namespace"))?;
+            .map_err(SetUpError::step("make the cgroup namespace"))?;
     }
     if plan.creates(Namespace::Time) {
         clocks::enter_time_namespace(&plan.time_offsets)?;
@@ -66,16 +67,16 @@ pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(
 }
 
 /// Gives new namespaces what they lack: a loopback interface that is up, a host name, a domain name.
-pub(super) fn furnish(plan: &Plan) -> Result<(), InitError> {
+pub(super) fn furnish(plan: &Plan) -> Result<(), SetUpError> {
     if plan.namespaces.creates(Namespace::Network) {
-        bring_loopback_up().map_err(InitError::step("bring the loopback interface up"))?;
+        bring_loopback_up().map_err(SetUpError::step("bring the loopback interface up"))?;
     }
     if let Some(hostname) = &plan.hostname {
         rustix::system::sethostname(hostname.as_bytes())
-            .map_err(InitError::field("hostname", format!("set it to `{hostname}`")))?;
+            .map_err(SetUpError::field("hostname", format!("set it to `{hostname}`")))?;
     }
     if let Some(domainname) = &plan.domainname {
-        rustix::system::setdomainname(domainname.as_bytes()).map_err(InitError::field(
+        rustix::system::setdomainname(domainname.as_bytes()).map_err(SetUpError::field(
             "domainname",
             format!("set it to `{domainname}`"),
         ))?;

@@ -28,7 +28,7 @@ impl CommandFailure {
     }
 
     /// What an error of execve(2) means for the program.
-    pub(super) fn of(errno: Errno) -> CommandFailure {
+    pub(crate) fn of(errno: Errno) -> CommandFailure {
         match errno {
             Errno::NOENT | Errno::NOTDIR => CommandFailure::NotFound,
             _ => CommandFailure::NotExecutable,
@@ -47,14 +47,14 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
-    pub(super) fn execute(program: &CStr, errno: Errno) -> CommandError {
+    pub(crate) fn execute(program: &CStr, errno: Errno) -> CommandError {
         CommandError::Execute {
             program: program.to_owned(),
             source: errno.into(),
         }
     }
 
-    pub(super) fn failure(&self) -> CommandFailure {
+    pub(crate) fn failure(&self) -> CommandFailure {
         match self {
             CommandError::NotInPath { .. } => CommandFailure::NotFound,
             CommandError::Execute { source, .. } => {
@@ -68,7 +68,7 @@ impl CommandError {
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The path to give to execve. Called as the program's user, in its root and its folder.
-pub(super) fn find(process: &ProcessPlan, environment: &[CString]) -> Result<CString, CommandError> {
+pub(crate) fn find(process: &ProcessPlan, environment: &[CString]) -> Result<CString, CommandError> {
     // The plan has at least one.
     let program = process.arguments.first().cloned().unwrap_or_default();
     if program.as_bytes().contains(&b'/') {

@@ -12,24 +12,31 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::InitError;
+use super::SetUpError;
 use crate::plan::{CAPABILITIES, CapabilityPlan, ProcessPlan, UserPlan};
 use crate::rootfs::ContainerRoot;
 
+/// Nobody in a namespace that is shared with others may look into this process, which is a copy of the caller, before it
+/// has become the program.
+pub(crate) fn hide_memory() -> Result<(), SetUpError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(SetUpError::step("hide the process's memory"))
+}
+
 /// Takes the ids that the container's own files have, in the new user namespace.
-pub(super) fn become_root_of_user_namespace() -> Result<(), InitError> {
+pub(crate) fn become_root_of_user_namespace() -> Result<(), SetUpError> {
     let root = || -> Result<(), Errno> {
         set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
         set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
     };
-    root().map_err(InitError::step("become root of the user namespace"))
+    root().map_err(SetUpError::step("become root of the user namespace"))
 }
 
 /// Opens the working folder inside the root and makes it where it is missing. Holding it open, rather than going there
 /// by its path later, is what keeps the process inside: a path such as `/proc/self/fd/7` can lead out through a
 /// descriptor of the host (CVE-2024-21626), so magic links are not followed.
-pub(super) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Result<OwnedFd, InitError> {
-    let describe = |problem: &str| InitError::WorkingDirectory {
+pub(crate) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Result<OwnedFd, SetUpError> {
+    let describe = |problem: &str| SetUpError::WorkingDirectory {
         problem: format!("`{}` {problem}", path.display()),
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -54,15 +61,12 @@ pub(super) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Resul
 
 /// Gives away what the program is not to have. Returns what was asked for and could not be given: the specification
 /// wants that to be told and not to fail.
-pub(super) fn take(process: &ProcessPlan, working_directory: OwnedFd) -> Result<Vec<String>, InitError> {
-    // Nobody in a namespace that is shared with others may look into this process, which is a copy of the caller,
-    // before it has become the program.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(InitError::step("hide the process's memory"))?;
+pub(crate) fn take(process: &ProcessPlan, working_directory: OwnedFd) -> Result<Vec<String>, SetUpError> {
+    hide_memory()?;
     // As root, because a folder of another user's is often where the program is meant to start.
     let entered = fchdir(&working_directory);
     let held = capabilities(None)
-        .map_err(InitError::step("read the capabilities"))?
+        .map_err(SetUpError::step("read the capabilities"))?
         .permitted
         .bits();
     let (wanted, warnings) = available(process.capabilities, held);
@@ -74,32 +78,32 @@ pub(super) fn take(process: &ProcessPlan, working_directory: OwnedFd) -> Result<
         // Where root is nobody, as on NFS, the user may still be somebody.
         fchdir(&working_directory)
             .map_err(|_| errno)
-            .map_err(InitError::field("process.cwd", "enter it"))?;
+            .map_err(SetUpError::field("process.cwd", "enter it"))?;
     }
     set_capability_sets(&wanted)?;
     if process.no_new_privileges {
-        set_no_new_privs(true).map_err(InitError::field("process.noNewPrivileges", "set it"))?;
+        set_no_new_privs(true).map_err(SetUpError::field("process.noNewPrivileges", "set it"))?;
     }
     Ok(warnings)
 }
 
-fn change_user(user: &UserPlan) -> Result<(), InitError> {
+fn change_user(user: &UserPlan) -> Result<(), SetUpError> {
     set_thread_groups(&user.additional_gids)
-        .map_err(InitError::field("process.user.additionalGids", "set them"))?;
-    set_thread_res_gid(user.gid, user.gid, user.gid).map_err(InitError::field(
+        .map_err(SetUpError::field("process.user.additionalGids", "set them"))?;
+    set_thread_res_gid(user.gid, user.gid, user.gid).map_err(SetUpError::field(
         "process.user.gid",
         format!("become {}", user.gid.as_raw()),
     ))?;
     // Leaving uid 0 would clear the capabilities that are about to be set.
-    set_keep_capabilities(true).map_err(InitError::step("keep the capabilities"))?;
-    set_thread_res_uid(user.uid, user.uid, user.uid).map_err(InitError::field(
+    set_keep_capabilities(true).map_err(SetUpError::step("keep the capabilities"))?;
+    set_thread_res_uid(user.uid, user.uid, user.uid).map_err(SetUpError::field(
         "process.user.uid",
         format!("become {}", user.uid.as_raw()),
     ))
 }
 
-fn drop_from_bounding_set(held: u64, wanted: u64) -> Result<(), InitError> {
-    let failed = |errno| InitError::field("process.capabilities.bounding", "drop the others")(errno);
+fn drop_from_bounding_set(held: u64, wanted: u64) -> Result<(), SetUpError> {
+    let failed = |errno| SetUpError::field("process.capabilities.bounding", "drop the others")(errno);
     for number in 0..CAPABILITIES.len() {
         let capability = 1 << number;
         if wanted & capability == 0 {
@@ -123,14 +127,14 @@ fn remove(capability: u64) -> Result<(), Errno> {
     }
 }
 
-fn set_capability_sets(plan: &CapabilityPlan) -> Result<(), InitError> {
+fn set_capability_sets(plan: &CapabilityPlan) -> Result<(), SetUpError> {
     let sets = CapabilitySets {
         effective: CapabilitySet::from_bits_retain(plan.effective),
         permitted: CapabilitySet::from_bits_retain(plan.permitted),
         inheritable: CapabilitySet::from_bits_retain(plan.inheritable),
     };
-    set_capabilities(None, sets).map_err(InitError::field("process.capabilities", "set them"))?;
-    let failed = |errno| InitError::field("process.capabilities.ambient", "raise them")(errno);
+    set_capabilities(None, sets).map_err(SetUpError::field("process.capabilities", "set them"))?;
+    let failed = |errno| SetUpError::field("process.capabilities.ambient", "raise them")(errno);
     clear_ambient_capability_set().map_err(failed)?;
     for number in 0..CAPABILITIES.len() {
         let capability = 1 << number;

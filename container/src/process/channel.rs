@@ -44,7 +44,7 @@ pub(crate) fn channel() -> Result<(CallerChannel, InitChannel), Errno> {
 
 impl InitChannel {
     /// Waits for the caller to write the user namespace's maps.
-    pub(super) fn wait_until_mapped(&self) -> Result<(), Errno> {
+    pub(crate) fn wait_until_mapped(&self) -> Result<(), Errno> {
         let mut byte = [0];
         match rustix::net::recv(&self.0, &mut byte, RecvFlags::empty())? {
             (1, _) => Ok(()),
@@ -54,7 +54,7 @@ impl InitChannel {
     }
 
     /// Tells the caller, and hands it the terminal if there is one. False when there is no caller any more.
-    pub(super) fn report(&self, report: &Report, terminal: Option<&OwnedFd>) -> bool {
+    pub(crate) fn report(&self, report: &Report, terminal: Option<&OwnedFd>) -> bool {
         let mut packet = report.encode();
         packet.truncate(PACKET_LIMIT);
         let terminal = terminal.map(|terminal| [terminal.as_fd()]);
@@ -128,7 +128,7 @@ const NOT_FOUND: u8 = b'n';
 const NOT_EXECUTABLE: u8 = b'x';
 
 impl Report {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let (tag, texts) = match self {
             Report::Ready { warnings } => (READY, warnings),
             Report::Failed {

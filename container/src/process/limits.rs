@@ -4,25 +4,25 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::setrlimit;
 
-use super::{InitError, write_file};
+use super::{SetUpError, write_file};
 use crate::plan::ResourceLimit;
 
 /// While the caller's `/proc` is still there: the container may have none.
-pub(super) fn set_oom_score_adjustment(score: i32) -> Result<(), InitError> {
+pub(crate) fn set_oom_score_adjustment(score: i32) -> Result<(), SetUpError> {
     write_file(
         Path::new("/proc/self/oom_score_adj"),
         score.to_string().as_bytes(),
     )
-    .map_err(InitError::field(
+    .map_err(SetUpError::field(
         "process.oomScoreAdj",
         format!("set it to {score}"),
     ))
 }
 
 /// `/proc/sys` shows each process the parameters of its own namespaces, so the caller's `/proc` serves here too.
-pub(super) fn write_sysctl(files: &[(PathBuf, String)]) -> Result<(), InitError> {
+pub(crate) fn write_sysctl(files: &[(PathBuf, String)]) -> Result<(), SetUpError> {
     for (path, value) in files {
-        write_file(&Path::new("/proc/sys").join(path), value.as_bytes()).map_err(InitError::field(
+        write_file(&Path::new("/proc/sys").join(path), value.as_bytes()).map_err(SetUpError::field(
             format!("linux.sysctl[`{}`]", path.display()),
             format!("set it to `{value}`"),
         ))?;
@@ -31,14 +31,14 @@ pub(super) fn write_sysctl(files: &[(PathBuf, String)]) -> Result<(), InitError>
 }
 
 /// Needs CAP_SYS_RESOURCE where a hard limit rises, so it happens before capabilities go.
-pub(super) fn set_resource_limits(limits: &[ResourceLimit]) -> Result<(), InitError> {
+pub(crate) fn set_resource_limits(limits: &[ResourceLimit]) -> Result<(), SetUpError> {
     for ResourceLimit {
         name,
         resource,
         limit,
     } in limits
     {
-        setrlimit(*resource, *limit).map_err(InitError::field(
+        setrlimit(*resource, *limit).map_err(SetUpError::field(
             "process.rlimits",
             format!("set {name} to {:?}, hard {:?}", limit.current, limit.maximum),
         ))?;

@@ -10,24 +10,28 @@ use rustix::process::{Uid, ioctl_tiocsctty};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::InitError;
+use super::SetUpError;
 use crate::plan::WindowSize;
 use crate::rootfs::ContainerRoot;
 
 /// Both ends of a terminal.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     master: OwnedFd,
     /// The program's end.
     peer: OwnedFd,
 }
 
-/// Opens a terminal of the given size for `user`, and makes it the container's `/dev/console`.
-pub(super) fn open(root: &ContainerRoot, size: Option<WindowSize>, user: Uid) -> Result<Terminal, InitError> {
+/// Opens a terminal of the given size for `user`.
+pub(crate) fn open_terminal(
+    root: &ContainerRoot,
+    size: Option<WindowSize>,
+    user: Uid,
+) -> Result<Terminal, SetUpError> {
     let master = root
         .open_without_links(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
         .map_err(|errno| match errno {
-            Errno::NOENT | Errno::NOTDIR => InitError::NoTerminals { source: errno.into() },
-            errno => InitError::step("open /dev/pts/ptmx")(errno),
+            Errno::NOENT | Errno::NOTDIR => SetUpError::NoTerminals { source: errno.into() },
+            errno => SetUpError::step("open /dev/pts/ptmx")(errno),
         })?;
     // By the descriptor: the path of the other end means something else to everyone outside.
     let open = || -> Result<OwnedFd, Errno> {
@@ -50,33 +54,37 @@ pub(super) fn open(root: &ContainerRoot, size: Option<WindowSize>, user: Uid) ->
         fchown(&peer, Some(user), None)?;
         Ok(peer)
     };
-    let peer = open().map_err(InitError::step("open a terminal"))?;
-    show_as_console(root, &peer).map_err(InitError::step("make the terminal /dev/console"))?;
+    let peer = open().map_err(SetUpError::step("open a terminal"))?;
     Ok(Terminal { master, peer })
 }
 
-fn show_as_console(root: &ContainerRoot, peer: &OwnedFd) -> Result<(), Errno> {
-    let place = root.make_file(Path::new("/dev/console"))?;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(peer, "", flags)?;
-    crate::rootfs::move_onto(&tree, &place)
-}
-
 impl Terminal {
+    /// Makes it the container's `/dev/console`.
+    pub(crate) fn show_as_console(&self, root: &ContainerRoot) -> Result<(), SetUpError> {
+        let show = || -> Result<(), Errno> {
+            let place = root.make_file(Path::new("/dev/console"))?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH;
+            let tree = open_tree(&self.peer, "", flags)?;
+            crate::rootfs::move_onto(&tree, &place)
+        };
+        show().map_err(SetUpError::step("make the terminal /dev/console"))
+    }
+
     /// Makes this the controlling terminal of the session that was just begun, and its standard streams.
-    pub(super) fn control(&self) -> Result<(), InitError> {
+    pub(crate) fn control(&self) -> Result<(), SetUpError> {
         let control = || -> Result<(), Errno> {
             ioctl_tiocsctty(&self.peer)?;
             rustix::stdio::dup2_stdin(&self.peer)?;
             rustix::stdio::dup2_stdout(&self.peer)?;
             rustix::stdio::dup2_stderr(&self.peer)
         };
-        control().map_err(InitError::step("take the terminal"))
+        control().map_err(SetUpError::step("take the terminal"))
     }
 
     /// The end that the caller gets.
-    pub(super) fn into_master(self) -> OwnedFd {
+    pub(crate) fn into_master(self) -> OwnedFd {
         self.master
     }
 }

@@ -10,7 +10,7 @@ const PASSWD_LIMIT: u64 = 1 << 20;
 
 /// The configured variables, and HOME, which programs count on, where it is missing. Called inside the container's
 /// root.
-pub(super) fn complete(process: &ProcessPlan) -> Vec<CString> {
+pub(crate) fn complete(process: &ProcessPlan) -> Vec<CString> {
     let mut environment = process.environment.clone();
     if !environment
         .iter()

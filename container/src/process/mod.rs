@@ -1,0 +1,110 @@
+//! How a process becomes a program of the container: what its first process and every one that joins later do alike,
+//! once they stand in its namespaces and in its root.
+
+pub(crate) mod channel;
+mod command;
+mod environment;
+mod identity;
+mod limits;
+mod ready;
+mod set_up_error;
+mod terminal;
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::umask;
+
+pub use command::CommandFailure;
+pub(crate) use identity::{become_root_of_user_namespace, open_working_directory};
+pub(crate) use limits::{set_oom_score_adjustment, write_sysctl};
+pub(crate) use ready::{Ready, close_everything_but};
+pub(crate) use set_up_error::SetUpError;
+pub(crate) use terminal::{Terminal, open_terminal};
+
+use crate::plan::ProcessPlan;
+
+/// The exit code of a process that could not be set up; nobody sees it but in a debugger, the message is what counts.
+pub(crate) const SETUP_FAILED: i32 = 125;
+
+/// What the standard streams of a process are to be.
+pub(crate) enum Streams<'a> {
+    /// Those it has.
+    Inherited,
+    /// Input, output and error.
+    Files(&'a [OwnedFd; 3]),
+    /// A terminal, which also controls the session.
+    Terminal(Terminal),
+}
+
+/// Gives this process, which has its root and namespaces, its session, streams, limits, user and capabilities. What is
+/// left after that is to execute the program.
+pub(crate) fn take_on(
+    plan: &ProcessPlan,
+    streams: Streams<'_>,
+    working_directory: OwnedFd,
+) -> Result<Ready, SetUpError> {
+    rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
+    let terminal = match streams {
+        Streams::Inherited => None,
+        Streams::Files(files) => {
+            use_as_stdio(files)?;
+            None
+        }
+        Streams::Terminal(terminal) => {
+            terminal.control()?;
+            Some(terminal.into_master())
+        }
+    };
+    limits::set_resource_limits(&plan.limits)?;
+    let warnings = identity::take(plan, working_directory)?;
+    umask(Mode::from_raw_mode(plan.user.umask));
+    let environment = environment::complete(plan);
+    let path = command::find(plan, &environment)?;
+    Ok(Ready {
+        path,
+        arguments: plan.arguments.clone(),
+        environment,
+        terminal,
+        warnings,
+    })
+}
+
+fn use_as_stdio(stdio: &[OwnedFd; 3]) -> Result<(), SetUpError> {
+    let failed = SetUpError::step("connect the standard streams");
+    let connect = || -> Result<(), Errno> {
+        let [stdin, stdout, stderr] = stdio;
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)
+    };
+    connect().map_err(failed)
+}
+
+/// Enters version 1 cgroups through the files opened for that.
+pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
+    for entrance in entrances {
+        rustix::io::write(entrance, b"0").map_err(SetUpError::step("enter a cgroup"))?;
+    }
+    Ok(())
+}
+
+/// An error and its causes, outermost first.
+pub(crate) fn messages(error: &dyn Error) -> Vec<String> {
+    let mut messages = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        messages.push(error.to_string());
+        cause = error.source();
+    }
+    messages
+}
+
+/// Writes to a file of the kernel's, in one write.
+pub(crate) fn write_file(path: &Path, value: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, value).map(|_| ())
+}

@@ -1,0 +1,55 @@
+//! The last step: becoming the program.
+
+use std::ffi::CString;
+use std::os::fd::{OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+use super::channel::Report;
+use super::command::{CommandError, CommandFailure};
+use crate::kernel::close_range;
+use crate::kernel::execve::{StringArray, execve};
+
+/// A process that has everything but its program.
+pub(crate) struct Ready {
+    pub(super) path: CString,
+    pub(super) arguments: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+    /// The caller's end of the terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// What could not be given and the specification allows to be missing.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Ready {
+    /// What to tell the caller.
+    pub(crate) fn report(&self) -> Report {
+        Report::Ready {
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// Executes the program. Returns only if the kernel refuses, with the exit code and what to tell.
+    pub(crate) fn become_program(&self) -> (i32, Report) {
+        let arguments = StringArray::new(self.arguments.iter().map(CString::as_c_str));
+        let environment = StringArray::new(self.environment.iter().map(CString::as_c_str));
+        let errno = execve(&self.path, &arguments, &environment);
+        let failure = CommandFailure::of(errno);
+        let error = CommandError::execute(&self.path, errno);
+        let report = Report::Failed {
+            failure: Some(failure),
+            messages: super::messages(&error),
+        };
+        (failure.exit_code(), report)
+    }
+}
+
+/// Closes everything but the standard streams and `kept`.
+///
+/// # Safety
+/// The only descriptors this process will use again are those kept, and its owners of others are never dropped, because
+/// it ends in execve or _exit.
+pub(crate) unsafe fn close_everything_but(kept: &mut [RawFd]) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { close_range::close_all_but_stdio_and(kept) }
+}
