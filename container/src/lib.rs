@@ -36,6 +36,7 @@
 mod bundle;
 mod cgroup;
 mod container;
+mod hook;
 mod id;
 mod init;
 mod kernel;
@@ -48,9 +49,10 @@ mod state;
 pub use bundle::{Bundle, BundleError};
 pub use cgroup::{CgroupError, Statistics};
 pub use container::{
-    Container, CreateError, CreateOptions, DeleteError, InitFailure, KillError, ProcessError, StartError,
-    Stdio, create,
+    Container, CreateError, CreateOptions, DeleteError, InitFailure, KillError, PidFileError, ProcessError,
+    StartError, Stdio, create,
 };
+pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};
 pub use kernel::{bring_loopback_up, set_read_only};
 pub use plan::SpecError;

@@ -1,22 +1,24 @@
 //! `create`: everything up to the moment before the program runs.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use super::console::send_terminal;
+use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
 use crate::cgroup::{Cgroup, Hierarchies};
+use crate::hook;
 use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
+use crate::kernel::threads::count_threads;
 use crate::plan::{Namespace, NamespacePlan, Plan, id_map};
 use crate::process::channel::{CallerChannel, Report, channel};
 use crate::rootfs::Sources;
-use crate::state::{ProcessIdentity, Record, StateDirectory};
+use crate::state::{OciState, ProcessIdentity, Record, StateDirectory, Status};
 
 /// Creates a container: when this returns, its process stands in its namespaces and waits for
 /// [`start`](Container::start).
@@ -53,7 +55,17 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
         cgroup: Some(cgroup.clone()),
+        poststart_hooks: plan.hooks.poststart.clone(),
+        poststop_hooks: plan.hooks.poststop.clone(),
         init: None,
+    };
+    let state = OciState {
+        oci_version: record.oci_version.clone(),
+        id: options.id.to_string(),
+        status: Status::Creating,
+        pid: None,
+        bundle: record.bundle.clone(),
+        annotations: record.annotations.clone(),
     };
     let mut creation = Creation {
         has_cgroup: false,
@@ -62,6 +74,8 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         directory: &directory,
         cgroup: &cgroup,
         child: None,
+        state,
+        hooks_began: false,
     };
     let made = creation.make(record, &hierarchies, sources, joined);
     let made = made.map_err(|error| creation.undo(error));
@@ -85,7 +99,13 @@ struct Creation<'a> {
     cgroup: &'a Cgroup,
     has_cgroup: bool,
     child: Option<OwnedFd>,
+    /// As hooks are told it.
+    state: OciState,
+    /// From then on poststop hooks are owed.
+    hooks_began: bool,
 }
+
+const LET_GO_ON: &str = "let the container's process go on";
 
 type Made = (Record, Option<OwnedFd>, Vec<String>);
 
@@ -105,10 +125,9 @@ impl Creation<'_> {
         let (pid, channel) = self.fork(sources, joined)?;
         if self.plan.namespaces.creates(Namespace::User) {
             map_users(pid, &self.plan.namespaces)?;
-            channel
-                .tell_mapped()
-                .map_err(CreateError::step("tell the container's process about its maps"))?;
+            channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
         }
+        self.state.pid = Some(pid);
         let (terminal, warnings) = self.wait_until_ready(&channel)?;
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
@@ -151,6 +170,7 @@ impl Creation<'_> {
             joined,
             stdio,
             channel: init_channel,
+            state: self.state.clone(),
             start,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
@@ -175,18 +195,25 @@ impl Creation<'_> {
     }
 
     fn wait_until_ready(
-        &self,
+        &mut self,
         channel: &CallerChannel,
     ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
-        let report = channel
-            .receive()
-            .map_err(CreateError::step("hear from the container's process"))?;
-        match report {
-            Some((Report::Ready { warnings }, terminal)) => Ok((terminal, warnings)),
-            Some((Report::Failed { failure, messages }, _)) => {
-                Err(CreateError::Init(InitFailure::new(failure, messages)))
+        loop {
+            let report = channel
+                .receive()
+                .map_err(CreateError::step("hear from the container's process"))?;
+            match report {
+                Some((Report::AwaitsHooks, _)) => {
+                    self.hooks_began = true;
+                    hook::run_all(&self.plan.hooks.create_runtime, &self.state)?;
+                    channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
+                }
+                Some((Report::Ready { warnings }, terminal)) => return Ok((terminal, warnings)),
+                Some((Report::Failed { failure, messages }, _)) => {
+                    return Err(CreateError::Init(InitFailure::new(failure, messages)));
+                }
+                None => return Err(CreateError::InitDied { how: self.reap() }),
             }
-            None => Err(CreateError::InitDied { how: self.reap() }),
         }
     }
 
@@ -231,10 +258,29 @@ impl Creation<'_> {
         let removed = cgroup_removed
             .map_err(|error| error.to_string())
             .and_then(|()| self.directory.remove().map_err(|error| error.to_string()));
-        match removed {
-            Ok(()) => error,
-            Err(left) => CreateError::NotUndone {
+        if let Err(left) = removed {
+            return CreateError::NotUndone {
                 left,
+                source: Box::new(error),
+            };
+        }
+        self.run_poststop_hooks(error)
+    }
+
+    /// A container that hooks were told of is one that they are told the end of.
+    fn run_poststop_hooks(&mut self, error: CreateError) -> CreateError {
+        if !self.hooks_began {
+            return error;
+        }
+        self.state.status = Status::Stopped;
+        self.state.pid = None;
+        match hook::run_each(&self.plan.hooks.poststop, &self.state)
+            .into_iter()
+            .next()
+        {
+            None => error,
+            Some(hook) => CreateError::PoststopHook {
+                hook,
                 source: Box::new(error),
             },
         }
@@ -272,14 +318,11 @@ fn check_streams(plan: &Plan, options: &CreateOptions<'_>) -> Result<(), CreateE
     Err(CreateError::Terminal(contradiction))
 }
 
-/// The link count of a process's task folder tells its threads without listing them.
-fn check_threads() -> Result<(), CreateError> {
-    let stat = rustix::fs::stat("/proc/self/task").map_err(CreateError::step("look at /proc/self/task"))?;
-    let threads = (stat.st_nlink as u64).saturating_sub(2);
-    if threads == 1 {
-        Ok(())
-    } else {
-        Err(CreateError::ManyThreads { threads })
+/// The new process is a copy of this thread alone.
+pub(super) fn check_threads() -> Result<(), CreateError> {
+    match count_threads().map_err(CreateError::step("count this process's threads"))? {
+        1 => Ok(()),
+        threads => Err(CreateError::ManyThreads { threads }),
     }
 }
 
@@ -297,16 +340,4 @@ fn map_users(pid: i32, namespaces: &NamespacePlan) -> Result<(), CreateError> {
         })?;
     }
     Ok(())
-}
-
-/// Writes the file whole or not at all: its reader may be waiting for it to appear.
-fn write_pid_file(path: &Path, pid: i32) -> Result<(), CreateError> {
-    let failed = |source| CreateError::PidFile {
-        path: path.to_owned(),
-        source,
-    };
-    let mut next = path.as_os_str().to_owned();
-    next.push(".next");
-    std::fs::write(&next, pid.to_string()).map_err(failed)?;
-    std::fs::rename(&next, path).map_err(failed)
 }

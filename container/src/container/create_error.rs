@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use super::InitFailure;
+use super::{InitFailure, PidFileError};
 use crate::cgroup::CgroupError;
+use crate::hook::HookError;
 use crate::plan::SpecError;
 use crate::process::CommandFailure;
 use crate::state::StateError;
@@ -72,13 +73,19 @@ pub enum CreateError {
         source: io::Error,
     },
     /// The pid file could not be written.
-    #[error("cannot write the pid file {}", path.display())]
-    PidFile {
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// Creation failed, and so did a hook that was told so.
+    #[error("creation failed, and afterwards {hook}")]
+    PoststopHook {
+        /// The hook, the first if there are several.
+        hook: HookError,
+        /// Why creation failed.
         #[source]
-        source: io::Error,
+        source: Box<CreateError>,
     },
     /// Creation failed and so did cleaning up; `delete` can be tried again.
     #[error("creation failed and could not be undone ({left}): delete the container by force")]
@@ -96,7 +103,9 @@ impl CreateError {
     pub fn command_failure(&self) -> Option<CommandFailure> {
         match self {
             CreateError::Init(failure) => failure.command_failure(),
-            CreateError::NotUndone { source, .. } => source.command_failure(),
+            CreateError::NotUndone { source, .. } | CreateError::PoststopHook { source, .. } => {
+                source.command_failure()
+            }
             _ => None,
         }
     }

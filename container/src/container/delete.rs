@@ -9,8 +9,10 @@ use rustix::io::Errno;
 
 use super::Container;
 use crate::cgroup::CgroupError;
+use crate::hook;
 use crate::kernel::pidfd::send_signal;
-use crate::state::{StateError, Status};
+use crate::process::messages;
+use crate::state::{OciState, StateError, Status};
 
 /// How long a killed process may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,8 +47,14 @@ pub enum DeleteError {
 
 impl Container {
     /// Removes the container: its remaining processes, its cgroups and its state. With `force` one that is created or
-    /// running is killed first. Done again, or after another's attempt that was cut short, it finishes what is left.
+    /// running is killed first. A poststop hook that fails leaves a [warning](Container::warnings). Done again, or after another's attempt that was cut short, it finishes what is left.
     pub fn delete(&mut self, force: bool) -> Result<(), DeleteError> {
+        self.remove(force)?;
+        self.run_poststop_hooks();
+        Ok(())
+    }
+
+    fn remove(&mut self, force: bool) -> Result<(), DeleteError> {
         // Whoever held the lock has finished or died: what is still being created now will never be.
         let _lock = self.directory.lock()?;
         let record = self.directory.read()?;
@@ -65,6 +73,21 @@ impl Container {
             cgroup.remove()?;
         }
         Ok(self.directory.remove()?)
+    }
+
+    /// The container is gone by now; a hook that fails is worth a warning (runtime specification, "Lifecycle").
+    fn run_poststop_hooks(&mut self) {
+        let state = OciState {
+            status: Status::Stopped,
+            pid: None,
+            oci_version: self.record.oci_version.clone(),
+            id: self.id.to_string(),
+            bundle: self.record.bundle.clone(),
+            annotations: self.record.annotations.clone(),
+        };
+        let failures = hook::run_each(&self.record.poststop_hooks, &state);
+        self.warnings
+            .extend(failures.iter().map(|failure| messages(failure).join(": ")));
     }
 
     fn kill_and_wait(&self) -> Result<(), DeleteError> {

@@ -7,6 +7,7 @@ mod create_options;
 mod delete;
 mod init_failure;
 mod kill;
+mod pid_file;
 mod pid_namespace;
 mod processes;
 mod start;
@@ -22,6 +23,7 @@ pub use create_options::{CreateOptions, Stdio};
 pub use delete::DeleteError;
 pub use init_failure::InitFailure;
 pub use kill::KillError;
+pub use pid_file::PidFileError;
 pub use processes::ProcessError;
 pub use start::StartError;
 

@@ -1,11 +1,14 @@
 //! `start`: the program runs.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::{Container, InitFailure};
+use crate::hook::{self, HookError};
+use crate::kernel::pidfd::send_signal;
 use crate::process::CommandFailure;
 use crate::process::channel::Report;
 use crate::state::{StateError, Status};
@@ -30,6 +33,18 @@ pub enum StartError {
         /// The container.
         id: String,
         /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A hook failed once the program ran. The program was killed; the container can be deleted.
+    #[error("the container was stopped again")]
+    Hook(#[from] HookError),
+    /// The program ran, a hook failed, and the program could not be killed.
+    #[error("{hook}, and then the container's process could not be killed")]
+    NotStopped {
+        /// The hook.
+        hook: HookError,
+        /// Why it still runs.
         #[source]
         source: io::Error,
     },
@@ -76,11 +91,30 @@ impl Container {
         self.directory.forget_start()?;
         match Report::decode(packet.get(..length).unwrap_or_default()) {
             // The socket was closed by the execution, and nothing was said before.
-            None => Ok(()),
+            None => self.run_poststart_hooks(),
             Some(Report::Failed { failure, messages }) => {
                 Err(StartError::Program(InitFailure::new(failure, messages)))
             }
-            Some(Report::Ready { .. }) => Err(unreachable(Errno::BADMSG)),
+            Some(Report::Ready { .. } | Report::AwaitsHooks) => Err(unreachable(Errno::BADMSG)),
+        }
+    }
+
+    fn run_poststart_hooks(&self) -> Result<(), StartError> {
+        if self.record.poststart_hooks.is_empty() {
+            return Ok(());
+        }
+        let Err(hook) = hook::run_all(&self.record.poststart_hooks, &self.state()?) else {
+            return Ok(());
+        };
+        let kill = || match self.pidfd()? {
+            Some(pidfd) => send_signal(pidfd.as_fd(), libc::SIGKILL).map_err(io::Error::from),
+            None => Ok(()),
+        };
+        match kill() {
+            Ok(()) => Err(StartError::Hook(hook)),
+            // It ended by itself.
+            Err(source) if source.raw_os_error() == Some(libc::ESRCH) => Err(StartError::Hook(hook)),
+            Err(source) => Err(StartError::NotStopped { hook, source }),
         }
     }
 }

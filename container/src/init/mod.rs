@@ -13,16 +13,19 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::umask;
 
 pub(crate) use namespaces::JoinedNamespaces;
 
 use crate::cgroup::Cgroup;
+use crate::hook;
 use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
-use crate::process::channel::InitChannel;
+use crate::process::channel::{InitChannel, Report};
 use crate::process::{self, Ready, SETUP_FAILED, SetUpError, Streams};
 use crate::rootfs::{self, Sources};
+use crate::state::{OciState, Status};
 
 /// Everything the container's process needs, opened by the caller.
 pub(crate) struct Init<'a> {
@@ -35,6 +38,8 @@ pub(crate) struct Init<'a> {
     /// Standard input, output and error; none leaves the caller's.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) channel: InitChannel,
+    /// The container's state, as its hooks are told it.
+    pub(crate) state: OciState,
     /// Where to wait for being started.
     pub(crate) start: OwnedFd,
     /// What belongs to the caller alone.
@@ -53,11 +58,39 @@ impl Init<'_> {
 
     fn set_up_and_become(&self) -> i32 {
         match self.set_up() {
-            Ok(ready) => start::report_wait_and_become(&ManuallyDrop::new(ready), &self.channel, &self.start),
+            Ok(ready) => self.report_wait_and_become(&ManuallyDrop::new(ready)),
             Err(error) => {
                 self.channel.report(&error.report(), None);
                 SETUP_FAILED
             }
+        }
+    }
+
+    /// Lets the caller run its hooks, and runs those that need these namespaces but the caller's paths. By now
+    /// everything is mounted, and nothing depends on the namespaces' settings yet, which hooks may change.
+    fn run_creation_hooks(&self) -> Result<(), SetUpError> {
+        let hooks = &self.plan.hooks;
+        if !hooks.interrupt_creation() {
+            return Ok(());
+        }
+        let hooks_ran = if self.channel.report(&Report::AwaitsHooks, None) {
+            self.channel.wait_for_caller()
+        } else {
+            Err(Errno::PIPE)
+        };
+        hooks_ran.map_err(SetUpError::step("wait for the caller's hooks"))?;
+        Ok(hook::run_all(
+            &hooks.create_container,
+            &self.state_for_hooks(Status::Creating),
+        )?)
+    }
+
+    /// The state as seen from inside.
+    fn state_for_hooks(&self, status: Status) -> OciState {
+        OciState {
+            status,
+            pid: Some(rustix::process::getpid().as_raw_pid()),
+            ..self.state.clone()
         }
     }
 
@@ -72,7 +105,7 @@ impl Init<'_> {
         let has_user_namespace = plan.namespaces.creates(Namespace::User);
         if has_user_namespace {
             self.channel
-                .wait_until_mapped()
+                .wait_for_caller()
                 .map_err(SetUpError::step("wait for the user namespace's maps"))?;
             process::become_root_of_user_namespace()?;
         }
@@ -98,6 +131,7 @@ impl Init<'_> {
         if let Some(nodes) = &plan.devices {
             rootfs::make_device_folder(&root, nodes, has_user_namespace)?;
         }
+        self.run_creation_hooks()?;
         let streams = match (plan.process.terminal, &self.stdio) {
             (Some(size), _) => {
                 let terminal = process::open_terminal(&root, size, plan.process.user.uid)?;

@@ -5,27 +5,43 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
-use crate::process::channel::InitChannel;
-use crate::process::{Ready, SETUP_FAILED, close_everything_but};
+use super::Init;
+use crate::hook;
+use crate::process::channel::Report;
+use crate::process::{Ready, SETUP_FAILED, SetUpError, close_everything_but};
+use crate::state::Status;
 
-/// Reports, waits for a starter, and becomes the program. Returns the exit code if it cannot.
-pub(super) fn report_wait_and_become(ready: &Ready, channel: &InitChannel, start: &OwnedFd) -> i32 {
-    if !channel.report(&ready.report(), ready.terminal.as_ref()) {
-        return SETUP_FAILED;
+impl Init<'_> {
+    /// Reports, waits for a starter, and becomes the program. Returns the exit code if it cannot.
+    pub(super) fn report_wait_and_become(&self, ready: &Ready) -> i32 {
+        if !self.channel.report(&ready.report(), ready.terminal.as_ref()) {
+            return SETUP_FAILED;
+        }
+        // The wait can be long, and the caller's descriptors are the caller's: a pipe must end when the caller closes
+        // it.
+        // SAFETY: the start socket alone is used from here on, and everything here ends in execve or _exit.
+        if unsafe { close_everything_but(&mut [self.start.as_raw_fd()]) }.is_err() {
+            return SETUP_FAILED;
+        }
+        let Ok(starter) = wait_for_starter(&self.start) else {
+            return SETUP_FAILED;
+        };
+        let (code, report) = self.become_program(ready);
+        // A starter that died meanwhile needs no answer; the exit code says the same.
+        let _ = send(&starter, &report.encode(), SendFlags::NOSIGNAL);
+        code
     }
-    // The wait can be long, and the caller's descriptors are the caller's: a pipe must end when the caller closes it.
-    // SAFETY: the start socket alone is used from here on, and everything here ends in execve or _exit.
-    if unsafe { close_everything_but(&mut [start.as_raw_fd()]) }.is_err() {
-        return SETUP_FAILED;
+
+    /// On success the starter's socket closes with the execution, and that is what it waits for.
+    fn become_program(&self, ready: &Ready) -> (i32, Report) {
+        match hook::run_all(
+            &self.plan.hooks.start_container,
+            &self.state_for_hooks(Status::Created),
+        ) {
+            Ok(()) => ready.become_program(),
+            Err(error) => (SETUP_FAILED, SetUpError::from(error).report()),
+        }
     }
-    let Ok(starter) = wait_for_starter(start) else {
-        return SETUP_FAILED;
-    };
-    // On success the starter's socket closes with the exec, and that is what it waits for.
-    let (code, report) = ready.become_program();
-    // A starter that died meanwhile needs no answer; the exit code says the same.
-    let _ = send(&starter, &report.encode(), SendFlags::NOSIGNAL);
-    code
 }
 
 /// Waits until somebody connects and says go. One who dies before that does not start the container.

@@ -7,6 +7,7 @@ mod loopback;
 pub(crate) mod mount_setattr;
 pub(crate) mod pidfd;
 pub(crate) mod signal_disposition;
+pub(crate) mod threads;
 
 pub use loopback::bring_loopback_up;
 pub use mount_setattr::set_read_only;

@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod devices;
+mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
 pub(crate) use devices::DeviceNode;
+pub(crate) use hooks::{Hook, HookPlan};
 pub(crate) use mount_options::MountOptions;
 use mount_options::propagation_flag;
 pub(crate) use mounts::{MountKind, MountPlan};
@@ -47,6 +49,7 @@ pub(crate) struct Plan {
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) process: ProcessPlan,
     pub(crate) cgroup: CgroupPlan,
+    pub(crate) hooks: HookPlan,
 }
 
 /// The root file system.
@@ -86,6 +89,7 @@ impl Plan {
             sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
             process: ProcessPlan::new(process)?,
             cgroup: CgroupPlan::new(linux, id)?,
+            hooks: HookPlan::new(spec)?,
             namespaces,
             mounts,
         })

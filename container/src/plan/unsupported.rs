@@ -5,8 +5,6 @@ use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
 
 use super::SpecError;
 
-// `prestart` is deprecated in the specification, but configurations still have it.
-#[allow(deprecated)]
 pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
     let mut fields = Vec::new();
     let mut present = |is_present: bool, field: &'static str| {
@@ -14,19 +12,6 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
             fields.push(field);
         }
     };
-    if let Some(hooks) = spec.hooks() {
-        let lists = [
-            (hooks.prestart(), "hooks.prestart"),
-            (hooks.create_runtime(), "hooks.createRuntime"),
-            (hooks.create_container(), "hooks.createContainer"),
-            (hooks.start_container(), "hooks.startContainer"),
-            (hooks.poststart(), "hooks.poststart"),
-            (hooks.poststop(), "hooks.poststop"),
-        ];
-        for (list, field) in lists {
-            present(list.as_ref().is_some_and(|hooks| !hooks.is_empty()), field);
-        }
-    }
     present(spec.solaris().is_some(), "solaris");
     present(spec.windows().is_some(), "windows");
     present(spec.vm().is_some(), "vm");

@@ -1,4 +1,4 @@
-//! The socket between a caller and the process it made: one packet each way at most, and its end when either dies.
+//! The socket between a caller and the process it made: few packets, and its end when either dies.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +17,8 @@ const PACKET_LIMIT: usize = 32 << 10;
 /// How the set-up went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
+    /// The process waits for the hooks that the caller runs at this point.
+    AwaitsHooks,
     /// The process waits to be started.
     Ready { warnings: Vec<String> },
     /// It could not be set up, and ends.
@@ -43,8 +45,8 @@ pub(crate) fn channel() -> Result<(CallerChannel, InitChannel), Errno> {
 }
 
 impl InitChannel {
-    /// Waits for the caller to write the user namespace's maps.
-    pub(crate) fn wait_until_mapped(&self) -> Result<(), Errno> {
+    /// Waits for the caller to have done its part: to have written the user namespace's maps, or run hooks.
+    pub(crate) fn wait_for_caller(&self) -> Result<(), Errno> {
         let mut byte = [0];
         match rustix::net::recv(&self.0, &mut byte, RecvFlags::empty())? {
             (1, _) => Ok(()),
@@ -86,8 +88,8 @@ impl AsFd for CallerChannel {
 }
 
 impl CallerChannel {
-    /// Lets the container's process go on after its user namespace was mapped.
-    pub(crate) fn tell_mapped(&self) -> Result<(), Errno> {
+    /// Lets the container's process go on.
+    pub(crate) fn let_go_on(&self) -> Result<(), Errno> {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
     }
 
@@ -122,6 +124,7 @@ impl CallerChannel {
 }
 
 // The first byte says what it is, and texts follow, each after a NUL.
+const AWAITS_HOOKS: u8 = b'h';
 const READY: u8 = b'r';
 const FAILED: u8 = b'f';
 const NOT_FOUND: u8 = b'n';
@@ -130,6 +133,7 @@ const NOT_EXECUTABLE: u8 = b'x';
 impl Report {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (tag, texts) = match self {
+            Report::AwaitsHooks => (AWAITS_HOOKS, &Vec::new()),
             Report::Ready { warnings } => (READY, warnings),
             Report::Failed {
                 failure: None,
@@ -161,6 +165,7 @@ impl Report {
                 .collect()
         };
         Some(match *tag {
+            AWAITS_HOOKS => Report::AwaitsHooks,
             READY => Report::Ready { warnings: texts() },
             FAILED => Report::Failed {
                 failure: None,
@@ -186,6 +191,7 @@ mod tests {
     #[test]
     fn reports_arrive_as_they_were_sent() {
         for report in [
+            Report::AwaitsHooks,
             Report::Ready { warnings: Vec::new() },
             Report::Ready {
                 warnings: vec!["one".into(), "two".into()],
@@ -223,7 +229,7 @@ mod tests {
         let (caller, init) = channel().unwrap();
         drop(caller);
         assert!(!init.report(&Report::Ready { warnings: Vec::new() }, None));
-        assert_eq!(init.wait_until_mapped(), Err(Errno::PIPE));
+        assert_eq!(init.wait_for_caller(), Err(Errno::PIPE));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use super::CommandFailure;
 use super::channel::Report;
 use super::command::CommandError;
+use crate::hook::HookError;
 use crate::rootfs::RootfsError;
 
 /// What went wrong in a process on its way to being the program; it is told to the caller through the channel.
@@ -22,6 +23,8 @@ pub(crate) enum SetUpError {
     },
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     Command(#[from] CommandError),
     #[error("process.cwd: {problem}")]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ProcessIdentity;
 use crate::cgroup::Cgroup;
+use crate::plan::Hook;
 
 /// What is written of a container. It is written twice: before anything is made, naming what will be, and when the
 /// container's process stands.
@@ -18,6 +19,11 @@ pub(crate) struct Record {
     pub(crate) oci_version: String,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) cgroup: Option<Cgroup>,
+    /// The hooks that are still to run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststart_hooks: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststop_hooks: Vec<Hook>,
     /// None until creation is complete.
     pub(crate) init: Option<ProcessIdentity>,
 }

@@ -12,6 +12,7 @@ mod leftovers;
 mod cgroups;
 mod devices;
 mod exit_codes;
+mod hooks;
 mod life;
 mod namespaces;
 mod paths;
@@ -40,6 +41,7 @@ fn all_tests() -> Vec<Test> {
         cgroups::TESTS,
         devices::TESTS,
         exit_codes::TESTS,
+        hooks::TESTS,
         life::TESTS,
         namespaces::TESTS,
         paths::TESTS,

@@ -1,0 +1,281 @@
+//! Running the configuration's hooks: programs that are told the container's state on their standard input.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::plan::Hook;
+use crate::state::OciState;
+
+/// What a failed hook said is quoted up to this many bytes, from its end.
+const QUOTED: u64 = 2 << 10;
+
+/// Why a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// The kernel would not execute it.
+    #[error("{field}: cannot execute {}", path.display())]
+    Execute {
+        /// Its JSON path.
+        field: String,
+        /// The program.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended otherwise than with success.
+    #[error("{field}: {} {how}{said}", path.display())]
+    Failed {
+        /// Its JSON path.
+        field: String,
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        how: String,
+        /// The end of its output, after a separator; empty if there was none.
+        said: String,
+    },
+    /// What it is told, or says, cannot be kept, or its end not be awaited.
+    #[error("{field}: cannot {doing}")]
+    Step {
+        /// Its JSON path.
+        field: String,
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs hooks in their order, until one fails.
+pub(crate) fn run_all(hooks: &[Hook], state: &OciState) -> Result<(), HookError> {
+    hooks.iter().try_for_each(|hook| run(hook, state))
+}
+
+/// Runs hooks in their order, all of them, and returns what went wrong.
+pub(crate) fn run_each(hooks: &[Hook], state: &OciState) -> Vec<HookError> {
+    hooks.iter().filter_map(|hook| run(hook, state).err()).collect()
+}
+
+/// Runs one hook to its end. Its streams are files in memory: neither a hook that does not read nor one that a
+/// grandchild of which keeps the output open can hold anybody up.
+fn run(hook: &Hook, state: &OciState) -> Result<(), HookError> {
+    let step = |doing| {
+        move |source| HookError::Step {
+            field: hook.field.clone(),
+            doing,
+            source,
+        }
+    };
+    let keep = || -> io::Result<(File, File)> {
+        let mut input = File::from(memfd_create("container-state", MemfdFlags::CLOEXEC)?);
+        input.write_all(&serde_json::to_vec(state)?)?;
+        input.rewind()?;
+        let output = File::from(memfd_create("hook-output", MemfdFlags::CLOEXEC)?);
+        Ok((input, output))
+    };
+    let (input, mut output) = keep().map_err(step("keep the container's state for it"))?;
+    let output_of_child = || output.try_clone().map_err(step("keep its output"));
+
+    let mut command = Command::new(&hook.path);
+    if let Some((name, arguments)) = hook.arguments.split_first() {
+        command.arg0(name).args(arguments);
+    }
+    let variables = hook
+        .environment
+        .iter()
+        .filter_map(|variable| variable.split_once('='));
+    command
+        .env_clear()
+        .envs(variables)
+        .stdin(input)
+        .stdout(output_of_child()?)
+        .stderr(output_of_child()?)
+        // What it starts goes with it when its time is up.
+        .process_group(0);
+    let mut child = command.spawn().map_err(|source| HookError::Execute {
+        field: hook.field.clone(),
+        path: hook.path.clone(),
+        source,
+    })?;
+    let failed = |how: String, output: &mut File| HookError::Failed {
+        field: hook.field.clone(),
+        path: hook.path.clone(),
+        how,
+        said: quote(output),
+    };
+    match wait(&mut child, hook.timeout).map_err(step("wait for it"))? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(failed(describe(status), &mut output)),
+        None => {
+            let seconds = hook.timeout.unwrap_or_default();
+            let how = format!("did not end within its timeout of {seconds} s and was killed");
+            Err(failed(how, &mut output))
+        }
+    }
+}
+
+/// How the child ended; none when its time was up and it was killed.
+fn wait(child: &mut Child, timeout: Option<u64>) -> io::Result<Option<ExitStatus>> {
+    let Some(seconds) = timeout else {
+        return child.wait().map(Some);
+    };
+    // It is a child not yet waited for, so the number is its own.
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let ended = ends_within(pidfd.as_fd(), Duration::from_secs(seconds));
+    if !matches!(ended, Ok(true)) {
+        // The group outlives its leader, who is not waited for yet, so this cannot reach others.
+        kill_process_group(pid, Signal::KILL)?;
+    }
+    let status = child.wait()?;
+    Ok(ended?.then_some(status))
+}
+
+fn ends_within(pidfd: BorrowedFd<'_>, time: Duration) -> Result<bool, Errno> {
+    let deadline = Instant::now().checked_add(time);
+    loop {
+        // A time beyond all clocks is none.
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(
+            &mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)],
+            left.as_ref(),
+        ) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// The end of what the hook said, as part of a message. What cannot be read is not said.
+fn quote(output: &mut File) -> String {
+    let mut text = Vec::new();
+    let length = output.metadata().map_or(0, |metadata| metadata.len());
+    let read = output
+        .seek(io::SeekFrom::Start(length.saturating_sub(QUOTED)))
+        .and_then(|_| output.take(QUOTED).read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
+    let text = text.trim_matches(|character: char| character.is_whitespace() || character == '\0');
+    if read.is_err() || text.is_empty() {
+        return String::new();
+    }
+    let printable = |character: char| if character.is_control() { ' ' } else { character };
+    format!(", saying: {}", text.chars().map(printable).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Status;
+
+    fn shell(script: &str, timeout: Option<u64>) -> Hook {
+        Hook {
+            field: "hooks.prestart[0]".into(),
+            path: "/bin/sh".into(),
+            arguments: vec!["hook".into(), "-c".into(), script.into()],
+            environment: vec!["GIVEN=yes".into()],
+            timeout,
+        }
+    }
+
+    fn state() -> OciState {
+        OciState {
+            oci_version: "1.0.2".into(),
+            id: "one".into(),
+            status: Status::Created,
+            pid: Some(7),
+            bundle: "/bundle".into(),
+            annotations: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_hook_gets_the_state_its_environment_and_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("said");
+        let script = format!("(cat; echo; env; echo $0) > {}", file.display());
+        run(&shell(&script, None), &state()).unwrap();
+        let said = std::fs::read_to_string(file).unwrap();
+        let found: OciState = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        assert_eq!(found, state());
+        assert!(said.contains("GIVEN=yes") && !said.contains("CARGO"), "{said}");
+        assert!(said.ends_with("hook\n"), "{said}");
+    }
+
+    #[test]
+    fn a_failing_hook_is_quoted() {
+        let error = run(&shell("echo it rains >&2; exit 3", None), &state()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "hooks.prestart[0]: /bin/sh ended with code 3, saying: it rains"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_hangs_is_killed_with_what_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let began = Instant::now();
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        let error = run(&shell(&script, Some(1)), &state()).unwrap_err();
+        assert!(error.to_string().contains("within its timeout of 1 s"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(20));
+        let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.map_or(true, |stat| stat.contains(") Z"))
+        };
+        while !gone() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_hook_that_cannot_be_executed_is_named() {
+        let mut hook = shell("", None);
+        hook.path = "/nowhere".into();
+        let error = run(&hook, &state()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("hooks.prestart[0]: cannot execute /nowhere"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn after_a_failure_the_rest_is_run_only_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ran");
+        let hooks = [
+            shell("exit 1", None),
+            shell(&format!("echo >> {}", file.display()), None),
+        ];
+        assert!(run_all(&hooks, &state()).is_err());
+        assert!(!file.exists());
+        assert_eq!(run_each(&hooks, &state()).len(), 1);
+        assert!(file.exists());
+    }
+}

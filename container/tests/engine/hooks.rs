@@ -1,0 +1,230 @@
+//! The programs a configuration has run along a container's life.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use container::{Container, CreateError, StartError, Status};
+use serde_json::{Value, json};
+
+use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+
+crate::tests!(
+    hooks_run_in_their_order_with_the_state_of_their_moment,
+    hooks_run_in_the_namespaces_they_belong_to,
+    what_a_creation_hook_refuses_is_undone,
+    a_hook_that_hangs_is_ended_and_creation_undone,
+    a_failing_start_hook_stops_the_container,
+    a_failing_poststop_hook_is_a_warning,
+    a_creator_killed_during_its_hooks_leaves_what_can_be_deleted,
+);
+
+const KINDS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+/// A hook that appends the state to a file, as one line that begins with its kind.
+fn note(kind: &str, file: &str) -> Value {
+    let script = format!("printf '%s ' {kind} >> {file}; cat >> {file}; echo >> {file}");
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script] })
+}
+
+fn shell(script: &str) -> Value {
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script] })
+}
+
+fn hooks_run_in_their_order_with_the_state_of_their_moment() {
+    let mut bundle = TestBundle::shell("echo program >> /notes/file");
+    let notes = bundle.folder.join("notes");
+    fs::create_dir(&notes).unwrap();
+    let outside = notes.join("file");
+    let outside = outside.to_str().unwrap();
+    bundle.mount(json!({ "destination": "/notes", "source": notes, "options": ["bind"] }));
+    for kind in KINDS {
+        let file = if kind == "startContainer" {
+            "/notes/file"
+        } else {
+            outside
+        };
+        bundle.config["hooks"][kind] = json!([note(kind, file)]);
+    }
+    // Before its program has run a container cannot say when the hook may; that is the hook's own business here.
+    bundle.config["hooks"]["poststart"] = json!([shell(&format!(
+        "until grep -q program {outside}; do sleep 0.01; done; printf 'poststart ' >> {outside}; cat >> {outside}; \
+         echo >> {outside}"
+    ))]);
+    bundle.config["process"]["args"][2] = json!("echo program >> /notes/file; sleep 60");
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    let pid = container.pid().unwrap();
+    container.start().unwrap();
+    container.delete(true).unwrap();
+    assert!(container.warnings().is_empty(), "{:?}", container.warnings());
+    let text = fs::read_to_string(outside).unwrap();
+    let mut expected = KINDS.to_vec();
+    expected.insert(4, "program");
+    let kinds: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(kinds, expected, "{text}");
+    let states = [
+        ("prestart", "creating", Some(pid)),
+        ("createRuntime", "creating", Some(pid)),
+        ("createContainer", "creating", Some(1)),
+        ("startContainer", "created", Some(1)),
+        ("poststart", "running", Some(pid)),
+        ("poststop", "stopped", None),
+    ];
+    for (kind, status, pid) in states {
+        let line = text.lines().find(|line| line.starts_with(kind)).unwrap();
+        let state: Value = serde_json::from_str(line.split_once(' ').unwrap().1).unwrap();
+        assert_eq!(state["status"], status, "{kind}");
+        assert_eq!(state["pid"].as_i64().map(|pid| pid as i32), pid, "{kind}");
+        assert_eq!(state["id"], bundle.id.to_string(), "{kind}");
+        assert_eq!(
+            state["bundle"],
+            bundle.folder.canonicalize().unwrap().to_str().unwrap(),
+            "{kind}"
+        );
+    }
+}
+
+fn hooks_run_in_the_namespaces_they_belong_to() {
+    let mut bundle = TestBundle::shell("hostname");
+    let file = bundle.folder.join("hostnames");
+    let say = |kind: &str| {
+        shell(&format!(
+            "echo {kind} $(hostname) $(ls / | grep -c '^proc$') >> {}",
+            file.display()
+        ))
+    };
+    let ours = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let ours = ours.trim();
+    bundle.config["hooks"] = json!({
+        "createRuntime": [say("createRuntime")],
+        "createContainer": [say("createContainer")],
+        // In the container's root the caller's files are out of reach, so it changes what the program will say.
+        "startContainer": [{ "path": "/bin/touch", "args": ["touch", "/dev/shm/hook"] }],
+    });
+    bundle.config["process"]["args"][2] = json!("hostname; ls /dev/shm");
+    assert_eq!(bundle.output(), "bulkhead\nhook\n");
+    let text = fs::read_to_string(file).unwrap();
+    assert_eq!(
+        text,
+        format!("createRuntime {ours} 1\ncreateContainer bulkhead 1\n")
+    );
+}
+
+fn what_a_creation_hook_refuses_is_undone() {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let mut bundle = TestBundle::named(kind, &["/bin/true"]);
+        let stopped = bundle.folder.join("stopped");
+        bundle.config["hooks"] = json!({
+            kind: [shell("exit 0"), shell("echo no luck >&2; exit 9")],
+            "poststop": [shell(&format!("cat > {}", stopped.display()))],
+        });
+        let (stdio, _output) = files(&bundle.folder);
+        let error = chain(&bundle.create(stdio).unwrap_err());
+        assert!(
+            error.contains(&format!(
+                "hooks.{kind}[1]: /bin/sh ended with code 9, saying: no luck"
+            )),
+            "{error}"
+        );
+        assert!(Container::load(&bundle.states(), &bundle.id).is_err());
+        let state: Value = serde_json::from_str(&fs::read_to_string(stopped).unwrap()).unwrap();
+        assert_eq!(state["status"], "stopped");
+    }
+}
+
+fn a_hook_that_hangs_is_ended_and_creation_undone() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let mut hook = shell("sleep 60");
+    hook["timeout"] = json!(1);
+    bundle.config["hooks"] = json!({ "createContainer": [hook] });
+    let (stdio, _output) = files(&bundle.folder);
+    let began = Instant::now();
+    let error = chain(&bundle.create(stdio).unwrap_err());
+    assert!(error.contains("within its timeout of 1 s"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(Container::load(&bundle.states(), &bundle.id).is_err());
+}
+
+fn a_failing_start_hook_stops_the_container() {
+    for kind in ["startContainer", "poststart"] {
+        let mut bundle = TestBundle::named(kind, &["/bin/sleep", "60"]);
+        bundle.config["hooks"] = json!({ kind: [shell("exit 4")] });
+        let (stdio, _output) = files(&bundle.folder);
+        let mut container = bundle.create(stdio).unwrap();
+        let error = container.start().unwrap_err();
+        assert_eq!(
+            matches!(error, StartError::Hook(_)),
+            kind == "poststart",
+            "{error:?}"
+        );
+        let error = chain(&error);
+        assert!(
+            error.contains(&format!("hooks.{kind}[0]: /bin/sh ended with code 4")),
+            "{error}"
+        );
+        wait(&container);
+        assert_eq!(container.status().unwrap(), Status::Stopped);
+        container.delete(false).unwrap();
+    }
+}
+
+fn a_failing_poststop_hook_is_a_warning() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let second = bundle.folder.join("second");
+    bundle.config["hooks"] = json!({
+        "poststop": [shell("exit 4"), shell(&format!("echo > {}", second.display()))]
+    });
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    container.delete(true).unwrap();
+    assert!(
+        container.warnings().concat().contains("hooks.poststop[0]"),
+        "{:?}",
+        container.warnings()
+    );
+    assert!(second.exists());
+}
+
+fn a_creator_killed_during_its_hooks_leaves_what_can_be_deleted() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let reached = bundle.folder.join("reached");
+    bundle.config["hooks"] =
+        json!({ "createRuntime": [shell(&format!("echo > {}; exec sleep 60", reached.display()))] });
+    let (stdio, _output) = files(&bundle.folder);
+    // SAFETY: the child only creates, and ends here.
+    match unsafe { libc::fork() } {
+        0 => {
+            let result = bundle.create(stdio);
+            std::process::exit(i32::from(matches!(result, Err(CreateError::Hook(_)))));
+        }
+        creator => {
+            wait_until(|| reached.exists());
+            let hook = children(creator);
+            // SAFETY: both are this test's own and not waited for.
+            unsafe {
+                libc::kill(creator, libc::SIGKILL);
+                libc::waitpid(creator, std::ptr::null_mut(), 0);
+            }
+            let mut left = Container::load(&bundle.states(), &bundle.id).unwrap();
+            assert_eq!(left.status().unwrap(), Status::Creating);
+            left.delete(true).unwrap();
+            // The container's own process is gone with its cgroup; the hook is the host's, and this test's to end.
+            for pid in hook {
+                // SAFETY: a number that was a child of the creator a moment ago.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+    }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
