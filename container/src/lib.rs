@@ -39,6 +39,7 @@ mod container;
 mod hook;
 mod id;
 mod init;
+mod join;
 mod kernel;
 mod plan;
 mod process;
@@ -49,8 +50,8 @@ mod state;
 pub use bundle::{Bundle, BundleError};
 pub use cgroup::{CgroupError, Statistics};
 pub use container::{
-    Container, CreateError, CreateOptions, DeleteError, InitFailure, KillError, PidFileError, ProcessError,
-    StartError, Stdio, create,
+    Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed, InitFailure,
+    KillError, PidFileError, ProcessError, StartError, Stdio, create,
 };
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};

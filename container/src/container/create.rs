@@ -1,6 +1,7 @@
 //! `create`: everything up to the moment before the program runs.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
@@ -15,7 +16,7 @@ use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
-use crate::plan::{Namespace, NamespacePlan, Plan, id_map};
+use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
 use crate::process::channel::{CallerChannel, Report, channel};
 use crate::rootfs::Sources;
 use crate::state::{OciState, ProcessIdentity, Record, StateDirectory, Status};
@@ -24,7 +25,7 @@ use crate::state::{OciState, ProcessIdentity, Record, StateDirectory, Status};
 /// [`start`](Container::start).
 pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     let plan = Plan::new(options.bundle, options.id)?;
-    check_streams(&plan, &options)?;
+    check_streams(&plan.process, &options.stdio, options.console_socket)?;
     check_threads()?;
     let sources = Sources::open(&plan)
         .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
@@ -119,6 +120,7 @@ impl Creation<'_> {
     ) -> Result<Made, CreateError> {
         // What will exist is written down before it does.
         self.directory.write(&record)?;
+        self.directory.write_configuration(self.options.bundle.spec())?;
         self.cgroup.make(hierarchies)?;
         self.has_cgroup = true;
         self.cgroup.limit(&self.plan.cgroup)?;
@@ -172,6 +174,7 @@ impl Creation<'_> {
             channel: init_channel,
             state: self.state.clone(),
             start,
+            preserved: self.options.preserved,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
                 caller_channel.as_fd().as_raw_fd(),
@@ -299,12 +302,12 @@ fn describe(status: Option<WaitIdStatus>) -> String {
     }
 }
 
-fn check_streams(plan: &Plan, options: &CreateOptions<'_>) -> Result<(), CreateError> {
-    let contradiction = match (
-        plan.process.terminal.is_some(),
-        &options.stdio,
-        options.console_socket,
-    ) {
+pub(super) fn check_streams(
+    process: &ProcessPlan,
+    stdio: &Stdio,
+    console_socket: Option<&Path>,
+) -> Result<(), CreateError> {
+    let contradiction = match (process.terminal.is_some(), stdio, console_socket) {
         (true, Stdio::Files { .. }, _) => {
             "process.terminal is true, so the program cannot have files for its streams"
         }

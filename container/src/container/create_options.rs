@@ -34,6 +34,7 @@ pub struct CreateOptions<'a> {
     pub(super) stdio: Stdio,
     pub(super) pid_file: Option<&'a Path>,
     pub(super) console_socket: Option<&'a Path>,
+    pub(super) preserved: u32,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -46,6 +47,7 @@ impl<'a> CreateOptions<'a> {
             stdio: Stdio::Inherit,
             pid_file: None,
             console_socket: None,
+            preserved: 0,
         }
     }
 
@@ -64,6 +66,12 @@ impl<'a> CreateOptions<'a> {
     /// Sends the caller's end of the terminal to whoever listens at this socket.
     pub fn console_socket(mut self, path: Option<&'a Path>) -> CreateOptions<'a> {
         self.console_socket = path;
+        self
+    }
+
+    /// Lets the program keep the caller's descriptors from 3 on, this many. They have to be open.
+    pub fn preserved_descriptors(mut self, count: u32) -> CreateOptions<'a> {
+        self.preserved = count;
         self
     }
 }

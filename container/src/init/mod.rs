@@ -42,6 +42,8 @@ pub(crate) struct Init<'a> {
     pub(crate) state: OciState,
     /// Where to wait for being started.
     pub(crate) start: OwnedFd,
+    /// Descriptors from 3 on that the program keeps.
+    pub(crate) preserved: u32,
     /// What belongs to the caller alone.
     pub(crate) not_ours: [RawFd; 2],
 }

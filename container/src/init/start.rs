@@ -8,7 +8,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 use super::Init;
 use crate::hook;
 use crate::process::channel::Report;
-use crate::process::{Ready, SETUP_FAILED, SetUpError, close_everything_but};
+use crate::process::{self, Ready, SETUP_FAILED, SetUpError, close_everything_but};
 use crate::state::Status;
 
 impl Init<'_> {
@@ -19,8 +19,9 @@ impl Init<'_> {
         }
         // The wait can be long, and the caller's descriptors are the caller's: a pipe must end when the caller closes
         // it.
+        let mut kept = process::preserved_and(self.preserved, self.start.as_raw_fd());
         // SAFETY: the start socket alone is used from here on, and everything here ends in execve or _exit.
-        if unsafe { close_everything_but(&mut [self.start.as_raw_fd()]) }.is_err() {
+        if unsafe { close_everything_but(&mut kept) }.is_err() {
             return SETUP_FAILED;
         }
         let Ok(starter) = wait_for_starter(&self.start) else {

@@ -42,7 +42,7 @@ pub(crate) struct IdMapping {
 }
 
 impl NamespacePlan {
-    pub(super) fn new(linux: &Linux) -> Result<NamespacePlan, SpecError> {
+    pub(crate) fn new(linux: &Linux) -> Result<NamespacePlan, SpecError> {
         let mut plan = NamespacePlan::default();
         let mut seen = 0;
         for (index, namespace) in linux
@@ -99,7 +99,14 @@ impl NamespacePlan {
 
     /// Whether the container has a namespace of this kind that is not the caller's own.
     pub(crate) fn isolates(&self, kind: Namespace) -> bool {
-        self.creates(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+        self.isolated() & kind as u64 != 0
+    }
+
+    /// The flags of all kinds of which the container has one that is not the caller's own.
+    pub(crate) fn isolated(&self) -> u64 {
+        self.joined
+            .iter()
+            .fold(self.created, |flags, (kind, _)| flags | *kind as u64)
     }
 
     /// The namespaces that clone3 makes. A cgroup namespace shows the cgroup its maker is in, and a time namespace

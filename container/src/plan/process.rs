@@ -43,7 +43,7 @@ pub(crate) struct WindowSize {
 const DEFAULT_UMASK: u32 = 0o022;
 
 impl ProcessPlan {
-    pub(super) fn new(process: &Process) -> Result<ProcessPlan, SpecError> {
+    pub(crate) fn new(process: &Process) -> Result<ProcessPlan, SpecError> {
         let arguments = strings("process.args", process.args())?;
         if arguments.first().is_none_or(|program| program.is_empty()) {
             return Err(SpecError::invalid(

@@ -36,26 +36,41 @@ pub(crate) fn become_root_of_user_namespace() -> Result<(), SetUpError> {
 /// by its path later, is what keeps the process inside: a path such as `/proc/self/fd/7` can lead out through a
 /// descriptor of the host (CVE-2024-21626), so magic links are not followed.
 pub(crate) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Result<OwnedFd, SetUpError> {
-    let describe = |problem: &str| SetUpError::WorkingDirectory {
-        problem: format!("`{}` {problem}", path.display()),
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    match root.open(path, flags) {
+    match root.open(path, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(folder) => Ok(folder),
         Err(Errno::NOENT) => root.make_folder(path).map_err(|errno| {
-            describe(&format!(
+            let problem = format!(
                 "does not exist and cannot be made: {}",
                 std::io::Error::from(errno)
-            ))
+            );
+            no_working_directory(path, &problem)
         }),
-        Err(Errno::NOTDIR) => Err(describe("is not a folder")),
-        Err(Errno::LOOP) => Err(describe(
-            "leads through a link of the kernel's, or too many links, and is refused",
-        )),
-        Err(errno) => Err(describe(&format!(
-            "cannot be opened: {}",
-            std::io::Error::from(errno)
-        ))),
+        Err(errno) => Err(cannot_open_working_directory(path, errno)),
+    }
+}
+
+/// The same in a container that runs: whose folder it would be to make is not for us to say.
+pub(crate) fn open_working_directory_that_exists(
+    root: &ContainerRoot,
+    path: &Path,
+) -> Result<OwnedFd, SetUpError> {
+    root.open(path, OFlags::PATH | OFlags::DIRECTORY)
+        .map_err(|errno| cannot_open_working_directory(path, errno))
+}
+
+fn cannot_open_working_directory(path: &Path, errno: Errno) -> SetUpError {
+    let problem = match errno {
+        Errno::NOENT => "does not exist",
+        Errno::NOTDIR => "is not a folder",
+        Errno::LOOP => "leads through a link of the kernel's, or too many links, and is refused",
+        errno => &format!("cannot be opened: {}", std::io::Error::from(errno)),
+    };
+    no_working_directory(path, problem)
+}
+
+fn no_working_directory(path: &Path, problem: &str) -> SetUpError {
+    SetUpError::WorkingDirectory {
+        problem: format!("`{}` {problem}", path.display()),
     }
 }
 

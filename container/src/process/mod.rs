@@ -11,7 +11,7 @@ mod set_up_error;
 mod terminal;
 
 use std::error::Error;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -19,7 +19,9 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 pub use command::CommandFailure;
-pub(crate) use identity::{become_root_of_user_namespace, open_working_directory};
+pub(crate) use identity::{
+    become_root_of_user_namespace, hide_memory, open_working_directory, open_working_directory_that_exists,
+};
 pub(crate) use limits::{set_oom_score_adjustment, write_sysctl};
 pub(crate) use ready::{Ready, close_everything_but};
 pub(crate) use set_up_error::SetUpError;
@@ -90,6 +92,11 @@ pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
         rustix::io::write(entrance, b"0").map_err(SetUpError::step("enter a cgroup"))?;
     }
     Ok(())
+}
+
+/// The numbers of the `count` descriptors that the program keeps, which begin at 3, and `own`.
+pub(crate) fn preserved_and(count: u32, own: RawFd) -> Vec<RawFd> {
+    (3..3 + count as RawFd).chain([own]).collect()
 }
 
 /// An error and its causes, outermost first.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use oci_spec::runtime::Spec;
 use rustix::fs::{self as rfs, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketFlags, SocketType};
@@ -15,6 +16,8 @@ use crate::id::ContainerId;
 
 const RECORD: &str = "state.json";
 const RECORD_NEXT: &str = "state.json.next";
+/// What the container was made from, as it was then: later changes of the bundle do not concern it.
+const CONFIGURATION: &str = "config.json";
 const START_SOCKET: &str = "start";
 /// A record holds paths and annotations; one larger than this was not written by us.
 const RECORD_LIMIT: u64 = 16 << 20;
@@ -181,6 +184,30 @@ impl StateDirectory {
             .map_err(|errno| failed(errno.into()))
     }
 
+    /// Keeps the configuration for processes that join the container later.
+    pub(crate) fn write_configuration(&self, configuration: &Spec) -> Result<(), StateError> {
+        let failed = |source| failure("write", &self.path.join(CONFIGURATION), source);
+        let text = serde_json::to_vec(configuration).map_err(|error| failed(error.into()))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let file = rfs::openat(&self.directory, CONFIGURATION, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| failed(errno.into()))?;
+        fs::File::from(file).write_all(&text).map_err(failed)
+    }
+
+    /// The configuration that was kept.
+    pub(crate) fn read_configuration(&self) -> Result<Spec, StateError> {
+        let path = || self.path.join(CONFIGURATION);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rfs::openat(&self.directory, CONFIGURATION, flags, Mode::empty())
+            .map_err(|errno| failure("open", &path(), errno.into()))?;
+        let mut text = Vec::with_capacity(8192);
+        fs::File::from(file)
+            .take(RECORD_LIMIT)
+            .read_to_end(&mut text)
+            .map_err(|source| failure("read", &path(), source))?;
+        serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path: path(), source })
+    }
+
     /// Makes the socket on which the container's process waits to be started.
     pub(crate) fn listen_for_start(&self) -> Result<OwnedFd, StateError> {
         let listen = || -> Result<OwnedFd, Errno> {
@@ -224,7 +251,7 @@ impl StateDirectory {
 
     /// Removes the folder and all that is ours in it.
     pub(crate) fn remove(&self) -> Result<(), StateError> {
-        for name in [START_SOCKET, RECORD_NEXT, RECORD] {
+        for name in [START_SOCKET, CONFIGURATION, RECORD_NEXT, RECORD] {
             self.unlink(name)?;
         }
         match rfs::rmdir(&self.path) {

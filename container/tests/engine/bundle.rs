@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use container::{Bundle, Container, ContainerId, CreateError, CreateOptions, Stdio};
@@ -73,6 +73,25 @@ impl TestBundle {
     pub(crate) fn mount(&mut self, mount: Value) -> &mut TestBundle {
         self.config["mounts"].as_array_mut().unwrap().push(mount);
         self
+    }
+
+    /// Gives it users of its own, from the host's 200,000 on.
+    pub(crate) fn in_a_user_namespace(&mut self) {
+        let mapping = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
+        self.config["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "user" }));
+        self.config["linux"]["uidMappings"] = mapping.clone();
+        self.config["linux"]["gidMappings"] = mapping;
+        // The root file system is where others may enter; mount points exist already, since root inside may not make
+        // them.
+        for folder in ["proc", "dev", "sys"] {
+            fs::create_dir(self.rootfs().join(folder)).unwrap();
+        }
+        for folder in self.rootfs().ancestors().take(3) {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 
     pub(crate) fn bundle(&self) -> Bundle {

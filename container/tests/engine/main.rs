@@ -11,6 +11,7 @@ mod leftovers;
 
 mod cgroups;
 mod devices;
+mod exec;
 mod exit_codes;
 mod hooks;
 mod life;
@@ -40,6 +41,7 @@ fn all_tests() -> Vec<Test> {
     [
         cgroups::TESTS,
         devices::TESTS,
+        exec::TESTS,
         exit_codes::TESTS,
         hooks::TESTS,
         life::TESTS,

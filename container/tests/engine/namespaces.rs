@@ -100,20 +100,7 @@ fn a_user_namespace_maps_root_to_somebody_else() {
     let mut bundle = TestBundle::shell(
         "id -u; cat /proc/self/uid_map; echo x >/dev/null && stat -c %F /dev/null; sleep 60",
     );
-    let mapping = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
-    bundle.config["linux"]["namespaces"]
-        .as_array_mut()
-        .unwrap()
-        .push(json!({ "type": "user" }));
-    bundle.config["linux"]["uidMappings"] = mapping.clone();
-    bundle.config["linux"]["gidMappings"] = mapping;
-    // The root file system is where others may enter; mount points exist already, since root inside may not make them.
-    for folder in ["proc", "dev", "sys"] {
-        fs::create_dir(bundle.rootfs().join(folder)).unwrap();
-    }
-    for folder in bundle.rootfs().ancestors().take(3) {
-        fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
+    bundle.in_a_user_namespace();
     let (stdio, output) = files(&bundle.folder);
     let mut container = bundle
         .create(stdio)

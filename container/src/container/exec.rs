@@ -1,0 +1,334 @@
+//! `exec`: one more process in a running container.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Process;
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+use super::console::send_terminal;
+use super::create::check_streams;
+use super::pid_file::write_pid_file;
+use super::pid_namespace::PidNamespaceOfChildren;
+use super::{Container, CreateError, InitFailure, PidFileError, Stdio};
+use crate::cgroup::CgroupError;
+use crate::join::Joining;
+use crate::kernel::clone3::{Forked, clone3};
+use crate::kernel::pidfd::send_signal;
+use crate::plan::{Namespace, NamespacePlan, ProcessPlan, SpecError};
+use crate::process::CommandFailure;
+use crate::process::channel::{CallerChannel, Report, channel};
+use crate::state::{StateError, Status};
+
+/// What to run in a container, and how it is connected.
+#[derive(Debug)]
+pub struct ExecOptions<'a> {
+    process: &'a Process,
+    stdio: Stdio,
+    pid_file: Option<&'a Path>,
+    console_socket: Option<&'a Path>,
+    preserved: u32,
+}
+
+/// A process that runs in a container beside the first one. It is a child of this process; dropping this changes
+/// nothing about it.
+#[derive(Debug)]
+pub struct Executed {
+    pid: i32,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+/// Why a process could not be run in a container. None is left.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// Only a container with a process can be joined.
+    #[error("container `{id}` is {status}: a process can be run in one that is created or running")]
+    NotRunning {
+        /// The container.
+        id: String,
+        /// What it is.
+        status: Status,
+    },
+    /// The process, or the container's configuration, cannot be honoured.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The container's state cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The container's cgroups cannot be entered.
+    #[error("cannot enter the container's cgroups")]
+    Cgroup(#[from] CgroupError),
+    /// A step that is the same when a container is created.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// A step outside the new process failed.
+    #[error("cannot {doing}")]
+    Step {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The process was made and could not be set up, or its program not be executed.
+    #[error("cannot run the process in the container")]
+    Process(#[source] InitFailure),
+    /// The process was made and died without a word.
+    #[error("the process died while it was set up: does the container's memory limit leave room for it?")]
+    Died,
+    /// The terminal could not be delivered.
+    #[error("cannot send the terminal to the console socket {}", path.display())]
+    ConsoleSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The pid file could not be written.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+}
+
+impl ExecError {
+    /// Whether the program is what is wrong, and how: 127 or 126 to a shell.
+    pub fn command_failure(&self) -> Option<CommandFailure> {
+        match self {
+            ExecError::Process(failure) => failure.command_failure(),
+            _ => None,
+        }
+    }
+
+    fn step(doing: &'static str) -> impl FnOnce(Errno) -> ExecError {
+        move |errno| ExecError::Step {
+            doing,
+            source: errno.into(),
+        }
+    }
+}
+
+impl<'a> ExecOptions<'a> {
+    /// `process`, with the caller's standard streams.
+    pub fn new(process: &'a Process) -> ExecOptions<'a> {
+        ExecOptions {
+            process,
+            stdio: Stdio::Inherit,
+            pid_file: None,
+            console_socket: None,
+            preserved: 0,
+        }
+    }
+
+    /// Connects the program to these streams.
+    pub fn stdio(mut self, stdio: Stdio) -> ExecOptions<'a> {
+        self.stdio = stdio;
+        self
+    }
+
+    /// Writes the pid of the process to this file once it runs.
+    pub fn pid_file(mut self, path: Option<&'a Path>) -> ExecOptions<'a> {
+        self.pid_file = path;
+        self
+    }
+
+    /// Sends the caller's end of the terminal to whoever listens at this socket.
+    pub fn console_socket(mut self, path: Option<&'a Path>) -> ExecOptions<'a> {
+        self.console_socket = path;
+        self
+    }
+
+    /// Lets the program keep the caller's descriptors from 3 on, this many. They have to be open.
+    pub fn preserved_descriptors(mut self, count: u32) -> ExecOptions<'a> {
+        self.preserved = count;
+        self
+    }
+}
+
+impl Executed {
+    /// Its number, by the caller's count.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A descriptor of it, to poll for its end.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// The caller's end of its terminal, once, if it was given [`Stdio::Terminal`].
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// What it could not be given and the specification allows to be missing.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Waits for its end. Returns its exit code, or 128 and the number of the signal that ended it.
+    pub fn wait(&self) -> io::Result<i32> {
+        let status = wait_for(&self.pidfd)?.ok_or(Errno::CHILD)?;
+        let signal = status.terminating_signal().map(|signal| 128 + signal);
+        Ok(status.exit_status().or(signal).unwrap_or(255))
+    }
+}
+
+impl Container {
+    /// The process that the container's configuration describes, to be changed and given to [`exec`](Self::exec).
+    pub fn configured_process(&self) -> Result<Process, ExecError> {
+        let configuration = self.directory.read_configuration()?;
+        let process = configuration.process().clone();
+        Ok(process.ok_or_else(|| SpecError::missing("process"))?)
+    }
+
+    /// Runs one more process in the container. Returns when its program runs.
+    ///
+    /// Like [`create`](crate::create) it forks, and refuses to with a second thread.
+    pub fn exec(&self, options: ExecOptions<'_>) -> Result<Executed, ExecError> {
+        let configuration = self.directory.read_configuration()?;
+        let process = ProcessPlan::new(options.process)?;
+        let linux = configuration.linux().as_ref();
+        let namespaces = NamespacePlan::new(linux.ok_or_else(|| SpecError::missing("linux"))?)?;
+        check_streams(&process, &options.stdio, options.console_socket)?;
+        super::create::check_threads()?;
+        let container = self.running_process()?;
+        let cgroup = self.record.cgroup.as_ref();
+        let cgroup_entrances = cgroup.map(|cgroup| cgroup.open_entrances()).transpose()?;
+        let unified = match cgroup {
+            Some(cgroup) => cgroup.open_unified()?,
+            None => None,
+        };
+        let (caller_channel, init_channel) =
+            channel().map_err(ExecError::step("make a socket to the process"))?;
+        let pid_namespace = if namespaces.isolates(Namespace::Pid) {
+            Some(PidNamespaceOfChildren::set_to_that_of(container.as_fd())?)
+        } else {
+            None
+        };
+        let stdio = match options.stdio {
+            Stdio::Files {
+                stdin,
+                stdout,
+                stderr,
+            } => Some([stdin, stdout, stderr]),
+            Stdio::Inherit | Stdio::Terminal => None,
+        };
+        let joining = Joining {
+            process: &process,
+            namespaces: &namespaces,
+            container: container.as_fd(),
+            cgroup_entrances: cgroup_entrances.unwrap_or_default(),
+            stdio,
+            channel: init_channel,
+            preserved: options.preserved,
+            not_ours: [
+                self.directory.as_fd().as_raw_fd(),
+                caller_channel.as_fd().as_raw_fd(),
+            ],
+        };
+        // SAFETY: this process has one thread, as was checked, and the child only ever runs `Joining::run`, which does
+        // not come back.
+        let forked = unsafe { clone3(0, unified.as_ref().map(AsFd::as_fd)) }
+            .map_err(ExecError::step("make the process"))?;
+        let (pid, pidfd) = match forked {
+            Forked::Child => joining.run(),
+            Forked::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop(joining);
+        let mut executed = Executed {
+            pid,
+            pidfd,
+            terminal: None,
+            warnings: Vec::new(),
+        };
+        let ran = match pid_namespace.map_or(Ok(()), PidNamespaceOfChildren::restore) {
+            Ok(()) => executed.see_it_run(&caller_channel, options.console_socket, options.pid_file),
+            Err(error) => Err(error.into()),
+        };
+        match ran {
+            Ok(()) => Ok(executed),
+            Err(error) => {
+                // It may have ended already; nothing but its end is waited for.
+                let _ = send_signal(executed.pidfd.as_fd(), libc::SIGKILL);
+                let _ = wait_for(&executed.pidfd);
+                Err(error)
+            }
+        }
+    }
+
+    /// The container's first process, if the container can be joined.
+    fn running_process(&self) -> Result<OwnedFd, ExecError> {
+        let not_running = |status| ExecError::NotRunning {
+            id: self.id.to_string(),
+            status,
+        };
+        match self.status()? {
+            Status::Created | Status::Running => {}
+            status => return Err(not_running(status)),
+        }
+        let process = self.pidfd().map_err(|source| ExecError::Step {
+            doing: "open the container's process",
+            source,
+        })?;
+        process.ok_or_else(|| not_running(Status::Stopped))
+    }
+}
+
+impl Executed {
+    /// Follows the process until its program runs.
+    fn see_it_run(
+        &mut self,
+        channel: &CallerChannel,
+        console_socket: Option<&Path>,
+        pid_file: Option<&Path>,
+    ) -> Result<(), ExecError> {
+        let failed = || ExecError::step("hear from the process");
+        let terminal = match channel.receive().map_err(failed())? {
+            Some((Report::Ready { warnings }, terminal)) => {
+                self.warnings = warnings;
+                terminal
+            }
+            Some((Report::Failed { failure, messages }, _)) => {
+                return Err(ExecError::Process(InitFailure::new(failure, messages)));
+            }
+            Some((Report::AwaitsHooks, _)) => return Err(failed()(Errno::BADMSG)),
+            None => return Err(ExecError::Died),
+        };
+        match (terminal, console_socket) {
+            (Some(terminal), Some(path)) => {
+                send_terminal(path, terminal.as_fd()).map_err(|source| ExecError::ConsoleSocket {
+                    path: path.to_owned(),
+                    source,
+                })?;
+            }
+            (terminal, _) => self.terminal = terminal,
+        }
+        if let Some(path) = pid_file {
+            write_pid_file(path, self.pid)?;
+        }
+        channel
+            .let_go_on()
+            .map_err(ExecError::step("let the process go on"))?;
+        match channel.receive().map_err(failed())? {
+            // The channel was closed by the execution, and nothing was said before.
+            None => Ok(()),
+            Some((Report::Failed { failure, messages }, _)) => {
+                Err(ExecError::Process(InitFailure::new(failure, messages)))
+            }
+            Some(_) => Err(failed()(Errno::BADMSG)),
+        }
+    }
+}
+
+fn wait_for(pidfd: &OwnedFd) -> Result<Option<WaitIdStatus>, Errno> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}

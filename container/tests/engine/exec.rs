@@ -1,0 +1,330 @@
+//! More processes in a container that runs.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use container::{CommandFailure, Container, ExecError, ExecOptions, Stdio};
+use oci_spec::runtime::Process;
+use serde_json::{Value, json};
+
+use crate::bundle::{Outcome, TestBundle, chain, files, wait, wait_until};
+
+crate::tests!(
+    a_process_joins_all_that_makes_the_container,
+    a_process_gets_what_it_asks_for_and_no_more,
+    the_containers_configuration_is_that_of_its_creation,
+    a_process_joins_a_container_with_users_of_its_own,
+    a_process_joins_a_container_that_was_not_started,
+    a_container_that_stopped_cannot_be_joined,
+    what_cannot_be_executed_is_told_as_a_shell_would,
+    a_working_directory_cannot_lead_out,
+    a_process_has_a_terminal,
+    descriptors_are_kept_only_where_that_is_asked_for,
+    a_process_cannot_be_looked_into_before_it_is_the_program,
+    a_hundred_processes_one_after_the_other,
+);
+
+/// A container that does nothing until it is told to end.
+fn running(bundle: &TestBundle) -> Container {
+    let (stdio, _output) = files(&bundle.folder);
+    let container = bundle
+        .create(stdio)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    container.start().unwrap();
+    container
+}
+
+fn idle() -> TestBundle {
+    TestBundle::command(&["/bin/sleep", "60"])
+}
+
+fn end(mut container: Container) {
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+/// The container's own process with other arguments and whatever `change` does.
+fn process(container: &Container, arguments: &[&str], change: impl FnOnce(&mut Value)) -> Process {
+    let mut process = serde_json::to_value(container.configured_process().unwrap()).unwrap();
+    process["args"] = json!(arguments);
+    change(&mut process);
+    serde_json::from_value(process).unwrap()
+}
+
+fn exec(bundle: &TestBundle, container: &Container, process: &Process) -> Result<Outcome, ExecError> {
+    let folder = bundle.folder.join("exec");
+    fs::create_dir_all(&folder).unwrap();
+    let (stdio, output) = files(&folder);
+    let executed = container.exec(ExecOptions::new(process).stdio(stdio))?;
+    assert!(executed.warnings().is_empty(), "{:?}", executed.warnings());
+    Ok(output.outcome(executed.wait().unwrap()))
+}
+
+fn shell(bundle: &TestBundle, container: &Container, script: &str) -> Outcome {
+    let process = process(container, &["/bin/sh", "-c", script], |_| {});
+    exec(bundle, container, &process).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+fn a_process_joins_all_that_makes_the_container() {
+    let bundle = idle();
+    let container = running(&bundle);
+    let namespaces = "for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done";
+    let inside = shell(&bundle, &container, namespaces).stdout;
+    let first = format!("/proc/{}/ns", container.pid().unwrap());
+    let expected: String = ["pid", "net", "ipc", "uts", "mnt", "cgroup"]
+        .map(|kind| {
+            format!(
+                "{}\n",
+                fs::read_link(format!("{first}/{kind}")).unwrap().display()
+            )
+        })
+        .concat();
+    assert_eq!(inside, expected);
+
+    let outcome = shell(
+        &bundle,
+        &container,
+        "hostname; readlink /proc/1/exe; ls /; exit 3",
+    );
+    assert_eq!(outcome.code, 3);
+    assert!(
+        outcome.stdout.starts_with("bulkhead\n/bin/busybox\n"),
+        "{outcome:?}"
+    );
+
+    let cgroups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let sleeping = process(&container, &["/bin/sleep", "60"], |_| {});
+    let executed = container.exec(ExecOptions::new(&sleeping)).unwrap();
+    assert_eq!(
+        cgroups(&executed.pid().to_string()),
+        cgroups(&container.pid().unwrap().to_string())
+    );
+    let mut processes = container.processes().unwrap();
+    processes.sort_unstable();
+    assert_eq!(processes, [container.pid().unwrap(), executed.pid()]);
+    // A pid namespace ends when all in it were waited for, and this one is the test's own child.
+    container.kill(container::Signal::KILL).unwrap();
+    assert_eq!(executed.wait().unwrap(), 137);
+    end(container);
+}
+
+fn a_process_gets_what_it_asks_for_and_no_more() {
+    let bundle = idle();
+    let container = running(&bundle);
+    let script = "id -u; id -g; id -G; pwd; echo $GIVEN; umask; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status";
+    let asked = process(&container, &["/bin/sh", "-c", script], |process| {
+        process["user"] = json!({ "uid": 1000, "gid": 100, "additionalGids": [7], "umask": 0o077 });
+        process["cwd"] = json!("/etc");
+        process["env"] = json!(["PATH=/bin", "GIVEN=this"]);
+        process["capabilities"] = json!({
+            "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"],
+            "inheritable": [], "ambient": []
+        });
+    });
+    let outcome = exec(&bundle, &container, &asked).unwrap();
+    let expected = "1000\n100\n100 7\n/etc\nthis\n0077\n\
+                    CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n\
+                    CapBnd:\t0000000000000020\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t0\n";
+    assert_eq!(outcome.stdout, expected, "{outcome:?}");
+    let same_as_the_first =
+        "for p in 1 self; do grep -E '^(Cap|NoNewPrivs)' /proc/$p/status | tr '\\n' ' '; echo; done";
+    let outcome = shell(&bundle, &container, same_as_the_first);
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    assert_eq!(lines[0], lines[1], "{outcome:?}");
+    end(container);
+}
+
+fn the_containers_configuration_is_that_of_its_creation() {
+    let bundle = idle();
+    let container = running(&bundle);
+    fs::write(bundle.folder.join("config.json"), "no longer there").unwrap();
+    let found = Container::load(&bundle.states(), &bundle.id).unwrap();
+    assert_eq!(shell(&bundle, &found, "hostname").stdout, "bulkhead\n");
+    end(container);
+}
+
+fn a_process_joins_a_container_with_users_of_its_own() {
+    let mut bundle = idle();
+    bundle.in_a_user_namespace();
+    let container = running(&bundle);
+    let as_user = process(
+        &container,
+        &["/bin/sh", "-c", "id -u; cat /proc/self/uid_map"],
+        |process| {
+            process["user"] = json!({ "uid": 1000, "gid": 1000 });
+        },
+    );
+    let outcome = exec(&bundle, &container, &as_user).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let words: Vec<_> = outcome.stdout.split_whitespace().collect();
+    assert_eq!(words, ["1000", "0", "200000", "65536"], "{outcome:?}");
+    end(container);
+}
+
+fn a_process_joins_a_container_that_was_not_started() {
+    let bundle = idle();
+    let (stdio, _output) = files(&bundle.folder);
+    let container = bundle.create(stdio).unwrap();
+    assert_eq!(shell(&bundle, &container, "hostname").stdout, "bulkhead\n");
+    container.start().unwrap();
+    end(container);
+}
+
+fn a_container_that_stopped_cannot_be_joined() {
+    let bundle = TestBundle::command(&["/bin/true"]);
+    let mut container = running(&bundle);
+    let process = process(&container, &["/bin/true"], |_| {});
+    wait(&container);
+    let error = exec(&bundle, &container, &process).unwrap_err();
+    assert!(matches!(error, ExecError::NotRunning { .. }), "{error}");
+    assert!(error.to_string().contains("is stopped"), "{error}");
+    container.delete(false).unwrap();
+}
+
+fn what_cannot_be_executed_is_told_as_a_shell_would() {
+    let bundle = idle();
+    fs::write(bundle.rootfs().join("text"), "#!/nowhere\n").unwrap();
+    fs::set_permissions(
+        bundle.rootfs().join("text"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let container = running(&bundle);
+    for (program, failure) in [
+        ("none", CommandFailure::NotFound),
+        ("/none", CommandFailure::NotFound),
+        ("/etc/passwd", CommandFailure::NotExecutable),
+        ("/text", CommandFailure::NotFound),
+    ] {
+        let process = process(&container, &[program], |_| {});
+        let error = exec(&bundle, &container, &process).unwrap_err();
+        assert_eq!(error.command_failure(), Some(failure), "{}", chain(&error));
+    }
+    assert_eq!(container.processes().unwrap(), [container.pid().unwrap()]);
+    end(container);
+}
+
+fn a_working_directory_cannot_lead_out() {
+    let bundle = idle();
+    std::os::unix::fs::symlink("/proc/self/fd/7", bundle.rootfs().join("out")).unwrap();
+    std::os::unix::fs::symlink("../../../..", bundle.rootfs().join("up")).unwrap();
+    let container = running(&bundle);
+    for folder in [
+        "/proc/self/fd/3",
+        "/proc/self/fd/7/..",
+        "/out",
+        "/proc/1/cwd",
+        "/missing",
+    ] {
+        let process = process(&container, &["/bin/pwd"], |process| {
+            process["cwd"] = json!(folder)
+        });
+        let error = chain(&exec(&bundle, &container, &process).unwrap_err());
+        assert!(error.contains("process.cwd"), "{folder}: {error}");
+    }
+    let process = process(&container, &["/bin/pwd"], |process| process["cwd"] = json!("/up"));
+    assert_eq!(exec(&bundle, &container, &process).unwrap().stdout, "/\n");
+    end(container);
+}
+
+fn a_process_has_a_terminal() {
+    let bundle = idle();
+    let container = running(&bundle);
+    let process = process(
+        &container,
+        &["/bin/sh", "-c", "tty; stty size; exit 5"],
+        |process| {
+            process["terminal"] = json!(true);
+            process["consoleSize"] = json!({ "height": 24, "width": 77 });
+        },
+    );
+    let mut executed = container
+        .exec(ExecOptions::new(&process).stdio(Stdio::Terminal))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut terminal = fs::File::from(executed.take_terminal().unwrap());
+    let mut shown = Vec::new();
+    let mut buffer = [0; 256];
+    // The last user's leaving is an error to the other end (pty(7)).
+    while let Ok(length) = terminal.read(&mut buffer) {
+        shown.extend_from_slice(&buffer[..length]);
+    }
+    assert_eq!(executed.wait().unwrap(), 5);
+    assert_eq!(String::from_utf8(shown).unwrap(), "/dev/pts/0\r\n24 77\r\n");
+    end(container);
+}
+
+fn descriptors_are_kept_only_where_that_is_asked_for() {
+    let bundle = idle();
+    let container = running(&bundle);
+    let file = fs::File::create(bundle.folder.join("kept")).unwrap();
+    // SAFETY: 3 and 4 are taken for the rest of this test; whoever had them is not used again.
+    let (third, fourth) = unsafe {
+        assert_eq!(libc::dup2(file.as_raw_fd(), 3), 3);
+        assert_eq!(libc::dup2(file.as_raw_fd(), 4), 4);
+        (OwnedFd::from_raw_fd(3), OwnedFd::from_raw_fd(4))
+    };
+    std::mem::forget(file);
+    // Found again: the number 3 or 4 may have been the first container's own descriptor.
+    let id = container.id().clone();
+    std::mem::forget(container);
+    let container = Container::load(&bundle.states(), &id).unwrap();
+    for (count, expected) in [(0, "0 1 2"), (1, "0 1 2 3"), (2, "0 1 2 3 4")] {
+        let folder = bundle.folder.join(format!("kept{count}"));
+        fs::create_dir_all(&folder).unwrap();
+        let (stdio, output) = files(&folder);
+        let process = process(
+            &container,
+            &["/bin/sh", "-c", "cd /proc/self/fd && echo *"],
+            |_| {},
+        );
+        let options = ExecOptions::new(&process)
+            .stdio(stdio)
+            .preserved_descriptors(count);
+        let executed = container.exec(options).unwrap();
+        let outcome = output.outcome(executed.wait().unwrap());
+        let found: Vec<_> = outcome.stdout.split_whitespace().collect();
+        // The shell opens the folder itself to list it.
+        let own = found
+            .iter()
+            .filter(|number| number.parse::<u32>().unwrap() <= 4 + 1)
+            .count();
+        assert!(outcome.stdout.starts_with(expected), "{count}: {outcome:?}");
+        assert!(own <= expected.split(' ').count() + 1, "{count}: {outcome:?}");
+    }
+    drop((third, fourth));
+    end(container);
+}
+
+/// What the container could open of a process that has just joined it would be the host's: its program, its memory.
+fn a_process_cannot_be_looked_into_before_it_is_the_program() {
+    // It reads the program's path of everyone it meets, as fast as it can, with all capabilities but SYS_PTRACE.
+    let mut bundle = TestBundle::shell(
+        "while [ ! -e /dev/shm/stop ]; do for p in /proc/[0-9]*; do readlink $p/exe; readlink $p/cwd; done; done \
+         > /dev/shm/seen 2>/dev/null; sleep 60",
+    );
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    let container = running(&bundle);
+    for _ in 0..50 {
+        assert_eq!(shell(&bundle, &container, "true").code, 0);
+    }
+    let seen = shell(
+        &bundle,
+        &container,
+        "touch /dev/shm/stop; sleep 0.2; sort -u /dev/shm/seen",
+    )
+    .stdout;
+    let mut lines: Vec<_> = seen.lines().collect();
+    lines.retain(|line| !line.is_empty());
+    assert_eq!(lines, ["/", "/bin/busybox"], "{seen}");
+    end(container);
+}
+
+fn a_hundred_processes_one_after_the_other() {
+    let bundle = idle();
+    let container = running(&bundle);
+    for _ in 0..100 {
+        assert_eq!(shell(&bundle, &container, "exit 1").code, 1);
+    }
+    wait_until(|| container.processes().unwrap() == [container.pid().unwrap()]);
+    end(container);
+}
