@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 /// A bundle that was read. Nothing in it was judged yet: [`create`](crate::create) refuses what it cannot honour.
 #[derive(Clone, Debug)]
@@ -83,6 +83,11 @@ impl Bundle {
     /// The bundle's folder, absolute.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The process of the configuration, to be changed before a container is made of it; none where it has none.
+    pub fn process_mut(&mut self) -> Option<&mut Process> {
+        self.spec.process_mut().as_mut()
     }
 
     /// The configuration.

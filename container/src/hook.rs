@@ -13,6 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::kernel::signal_disposition;
 use crate::plan::Hook;
 use crate::state::OciState;
 
@@ -104,6 +105,13 @@ fn run(hook: &Hook, state: &OciState) -> Result<(), HookError> {
         .stderr(output_of_child()?)
         // What it starts goes with it when its time is up.
         .process_group(0);
+    // SAFETY: between fork and exec, and nothing but system calls on this stack.
+    unsafe {
+        command.pre_exec(|| {
+            signal_disposition::reset_for_exec();
+            Ok(())
+        });
+    }
     let mut child = command.spawn().map_err(|source| HookError::Execute {
         field: hook.field.clone(),
         path: hook.path.clone(),

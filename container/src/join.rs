@@ -17,7 +17,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
-use crate::process::{self, Ready, SETUP_FAILED, SetUpError, Streams, close_everything_but};
+use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams, close_everything_but};
 use crate::rootfs::ContainerRoot;
 
 /// Everything the process needs, opened by the caller.
@@ -98,7 +98,7 @@ impl Joining<'_> {
         };
         let working_directory =
             process::open_working_directory_that_exists(&root, &self.process.working_directory)?;
-        process::take_on(self.process, streams, working_directory)
+        process::take_on(self.process, streams, working_directory, Keyring::New)
     }
 
     fn enter_namespaces(&self) -> Result<(), SetUpError> {

@@ -41,6 +41,7 @@ mod id;
 mod init;
 mod join;
 mod kernel;
+mod own_program;
 mod plan;
 mod process;
 mod rootfs;
@@ -56,6 +57,7 @@ pub use container::{
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};
 pub use kernel::{bring_loopback_up, set_read_only};
+pub use own_program::{ProgramError, keep_own_program_out_of_reach};
 pub use plan::SpecError;
 pub use process::CommandFailure;
 pub use signal::{Signal, UnknownSignal};

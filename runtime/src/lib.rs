@@ -18,5 +18,4 @@ pub mod people;
 pub mod sandbox;
 #[cfg(feature = "people")]
 pub mod sizing;
-#[cfg(feature = "people")]
 pub mod terminal;

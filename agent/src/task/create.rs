@@ -82,7 +82,7 @@ fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: Contain
     let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle).stdio(joined.stdio);
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
-    for warning in container.warnings() {
+    for warning in container.take_warnings() {
         eprintln!("bulkhead-agent: container {id}: {warning}");
     }
     let pid = container.pid().and_then(Pid::from_raw);

@@ -175,6 +175,7 @@ impl Creation<'_> {
             state: self.state.clone(),
             start,
             preserved: self.options.preserved,
+            keyring: self.options.keyring,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
                 caller_channel.as_fd().as_raw_fd(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::bundle::Bundle;
 use crate::id::ContainerId;
+use crate::process::Keyring;
 
 /// The program's standard streams.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct CreateOptions<'a> {
     pub(super) pid_file: Option<&'a Path>,
     pub(super) console_socket: Option<&'a Path>,
     pub(super) preserved: u32,
+    pub(super) keyring: Keyring,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -48,6 +50,7 @@ impl<'a> CreateOptions<'a> {
             pid_file: None,
             console_socket: None,
             preserved: 0,
+            keyring: Keyring::New,
         }
     }
 
@@ -72,6 +75,12 @@ impl<'a> CreateOptions<'a> {
     /// Lets the program keep the caller's descriptors from 3 on, this many. They have to be open.
     pub fn preserved_descriptors(mut self, count: u32) -> CreateOptions<'a> {
         self.preserved = count;
+        self
+    }
+
+    /// Leaves the program the caller's session keyring, with the caller's keys; by default it gets one of its own.
+    pub fn share_keyring(mut self, share: bool) -> CreateOptions<'a> {
+        self.keyring = if share { Keyring::Inherited } else { Keyring::New };
         self
     }
 }

@@ -47,7 +47,8 @@ pub enum DeleteError {
 
 impl Container {
     /// Removes the container: its remaining processes, its cgroups and its state. With `force` one that is created or
-    /// running is killed first. A poststop hook that fails leaves a [warning](Container::warnings). Done again, or after another's attempt that was cut short, it finishes what is left.
+    /// running is killed first. A poststop hook that fails leaves a [warning](Container::take_warnings). Done again, or
+    /// after another's attempt that was cut short, it finishes what is left.
     pub fn delete(&mut self, force: bool) -> Result<(), DeleteError> {
         self.remove(force)?;
         self.run_poststop_hooks();

@@ -77,9 +77,10 @@ impl Container {
         self.terminal.take()
     }
 
-    /// What `create` could not give and the specification allows to be missing, such as capabilities the caller lacks.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// What the last operation could not do and the specification allows to be missing, such as capabilities the caller
+    /// lacks: each once.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// A descriptor of its first process, to poll for its end; none when it ended and was waited for.

@@ -23,7 +23,7 @@ use crate::hook;
 use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
 use crate::process::channel::{InitChannel, Report};
-use crate::process::{self, Ready, SETUP_FAILED, SetUpError, Streams};
+use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams};
 use crate::rootfs::{self, Sources};
 use crate::state::{OciState, Status};
 
@@ -44,6 +44,7 @@ pub(crate) struct Init<'a> {
     pub(crate) start: OwnedFd,
     /// Descriptors from 3 on that the program keeps.
     pub(crate) preserved: u32,
+    pub(crate) keyring: Keyring,
     /// What belongs to the caller alone.
     pub(crate) not_ours: [RawFd; 2],
 }
@@ -148,6 +149,6 @@ impl Init<'_> {
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
         rootfs::pivot(root, &plan.root.path, plan.root.read_only)?;
-        process::take_on(&plan.process, streams, working_directory)
+        process::take_on(&plan.process, streams, working_directory, self.keyring)
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod clone3;
 pub(crate) mod close_range;
 pub(crate) mod execve;
+pub(crate) mod keyring;
 mod loopback;
 pub(crate) mod mount_setattr;
 pub(crate) mod pidfd;

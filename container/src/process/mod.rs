@@ -27,6 +27,7 @@ pub(crate) use ready::{Ready, close_everything_but};
 pub(crate) use set_up_error::SetUpError;
 pub(crate) use terminal::{Terminal, open_terminal};
 
+use crate::kernel::keyring::begin_session_keyring;
 use crate::plan::ProcessPlan;
 
 /// The exit code of a process that could not be set up; nobody sees it but in a debugger, the message is what counts.
@@ -42,14 +43,27 @@ pub(crate) enum Streams<'a> {
     Terminal(Terminal),
 }
 
+/// Which session keyring a process has: the caller's holds the caller's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keyring {
+    /// An empty one of its own.
+    New,
+    /// The caller's.
+    Inherited,
+}
+
 /// Gives this process, which has its root and namespaces, its session, streams, limits, user and capabilities. What is
 /// left after that is to execute the program.
 pub(crate) fn take_on(
     plan: &ProcessPlan,
     streams: Streams<'_>,
     working_directory: OwnedFd,
+    keyring: Keyring,
 ) -> Result<Ready, SetUpError> {
     rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
+    if keyring == Keyring::New {
+        begin_session_keyring().map_err(SetUpError::step("begin a session keyring"))?;
+    }
     let terminal = match streams {
         Streams::Inherited => None,
         Streams::Files(files) => {

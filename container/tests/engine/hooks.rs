@@ -63,7 +63,7 @@ fn hooks_run_in_their_order_with_the_state_of_their_moment() {
     let pid = container.pid().unwrap();
     container.start().unwrap();
     container.delete(true).unwrap();
-    assert!(container.warnings().is_empty(), "{:?}", container.warnings());
+    assert_eq!(container.take_warnings(), [""; 0]);
     let text = fs::read_to_string(outside).unwrap();
     let mut expected = KINDS.to_vec();
     expected.insert(4, "program");
@@ -184,11 +184,8 @@ fn a_failing_poststop_hook_is_a_warning() {
     let (stdio, _output) = files(&bundle.folder);
     let mut container = bundle.create(stdio).unwrap();
     container.delete(true).unwrap();
-    assert!(
-        container.warnings().concat().contains("hooks.poststop[0]"),
-        "{:?}",
-        container.warnings()
-    );
+    let warnings = container.take_warnings().concat();
+    assert!(warnings.contains("hooks.poststop[0]"), "{warnings}");
     assert!(second.exists());
 }
 

@@ -85,7 +85,7 @@ fn what_cannot_be_granted_is_a_warning() {
     rustix::thread::set_capabilities(None, own).unwrap();
     let (stdio, output) = files(&bundle.folder);
     let mut container = bundle.create(stdio).unwrap();
-    let warnings = container.warnings().join("\n");
+    let warnings = container.take_warnings().join("\n");
     assert!(
         warnings.contains("process.capabilities.permitted") && warnings.contains("CAP_KILL"),
         "{warnings}"

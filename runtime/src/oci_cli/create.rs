@@ -2,18 +2,25 @@
 
 use std::path::PathBuf;
 
-use container::{Bundle, ContainerId, CreateOptions};
+use container::{Bundle, Container, ContainerId, CreateOptions, Stdio};
 
 use super::log::Log;
-use super::{GlobalOptions, OciError};
+use super::{GlobalOptions, OciError, descriptors};
 use crate::isolation::Isolation;
 
 /// Create a container from a bundle; its program waits for start
 #[derive(Debug, clap::Args)]
 pub(super) struct CreateArguments {
+    #[command(flatten)]
+    creation: Creation,
+}
+
+/// What `create` and `run` are told alike.
+#[derive(Debug, clap::Args)]
+pub(super) struct Creation {
     /// A name that no other container has
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// The folder of the bundle
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
@@ -23,11 +30,37 @@ pub(super) struct CreateArguments {
     /// A socket that gets the terminal, for a configuration that has one
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Let the program keep this many of the caller's descriptors after the standard streams; those of LISTEN_FDS come
+    /// first
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Leave the program the caller's session keyring
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// Refused: a root that is not changed by pivot_root can be left again
+    #[arg(long, hide = true)]
+    no_pivot: bool,
 }
 
 impl CreateArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        let bundle = Bundle::load(&self.bundle)?;
+        self.creation.create(global, log, |_| Stdio::Inherit).map(|_| ())
+    }
+}
+
+impl Creation {
+    /// Creates the container; `stdio` decides on its streams, given whether it has a terminal that nobody has claimed
+    /// by a console socket.
+    pub(super) fn create(
+        &self,
+        global: &GlobalOptions,
+        log: &Log,
+        stdio: impl FnOnce(bool) -> Stdio,
+    ) -> Result<Container, OciError> {
+        if self.no_pivot {
+            return Err(OciError::NoPivot);
+        }
+        let mut bundle = Bundle::load(&self.bundle)?;
         let annotation = match bundle.spec().annotations() {
             Some(annotations) => Isolation::from_annotations(annotations)?,
             None => None,
@@ -36,12 +69,21 @@ impl CreateArguments {
             Isolation::SharedKernel => {}
             Isolation::MicroVm => return Err(OciError::MicroVm),
         }
+        let preserved = descriptors::preserved(self.preserve_fds)?;
+        if let Some(process) = bundle.process_mut() {
+            descriptors::tell_listeners(process);
+        }
+        let process = bundle.spec().process().as_ref();
+        let has_terminal = process.and_then(|process| process.terminal()) == Some(true);
         let options = CreateOptions::new(&global.root, &self.id, &bundle)
+            .stdio(stdio(has_terminal && self.console_socket.is_none()))
             .pid_file(self.pid_file.as_deref())
-            .console_socket(self.console_socket.as_deref());
-        let container = container::create(options)?;
-        for warning in container.warnings() {
-            log.warning(warning);
+            .console_socket(self.console_socket.as_deref())
+            .preserved_descriptors(preserved)
+            .share_keyring(self.no_new_keyring);
+        let mut container = container::create(options)?;
+        for warning in container.take_warnings() {
+            log.warning(&warning);
         }
         log.debug(|| {
             format!(
@@ -50,6 +92,6 @@ impl CreateArguments {
                 container.pid().unwrap_or(0)
             )
         });
-        Ok(())
+        Ok(container)
     }
 }

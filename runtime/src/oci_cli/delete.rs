@@ -23,6 +23,9 @@ impl DeleteArguments {
             container => container?,
         };
         container.delete(self.force)?;
+        for warning in container.take_warnings() {
+            log.warning(&warning);
+        }
         log.debug(|| format!("deleted container {}", self.id));
         Ok(())
     }

@@ -1,6 +1,12 @@
 //! Why a verb failed.
 
-use container::{BundleError, CreateError, DeleteError, KillError, StartError, StateError};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use container::{
+    BundleError, CommandFailure, CreateError, DeleteError, ExecError, KillError, ProgramError, StartError,
+    StateError,
+};
 
 use crate::isolation::{AnnotationError, ISOLATION_ANNOTATION};
 
@@ -22,6 +28,67 @@ pub enum OciError {
     /// The container could not be created.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// A process could not be run in a container.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// This program would be in the container's reach.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// There is no systemd to talk to.
+    #[error(
+        "--systemd-cgroup is refused: cgroups are made in the file system, as with the cgroup manager `cgroupfs` of \
+         podman, containerd and Docker"
+    )]
+    SystemdCgroup,
+    /// The engine has no way to work without privileges.
+    #[error("--rootless=true is refused: containers are made with root's privileges")]
+    Rootless,
+    /// An option that would make a weaker container.
+    #[error("--no-pivot is refused: a root that is not changed by pivot_root can be left again")]
+    NoPivot,
+    /// A descriptor to be kept is not there.
+    #[error(
+        "descriptor {number} is not open, and {count} are to be kept from 3 on (--preserve-fds, LISTEN_FDS)"
+    )]
+    NotOpen {
+        /// The missing one.
+        number: RawFd,
+        /// How many there should be.
+        count: u32,
+    },
+    /// There is nothing to execute.
+    #[error("say what to run: a command after the container's id, or --process FILE")]
+    NoCommand,
+    /// No capability of that name.
+    #[error("--cap {name}: not a capability")]
+    Capability {
+        /// The name.
+        name: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file of a process cannot be opened.
+    #[error("cannot open {}", path.display())]
+    ReadProcess {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of a process does not hold one.
+    #[error("{}: not a process as in config.json", path.display())]
+    ParseProcess {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The end of the program cannot be awaited, or its terminal not be shown.
+    #[error("cannot wait for the container's program")]
+    Wait(#[source] std::io::Error),
     /// The container could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -37,4 +104,21 @@ pub enum OciError {
     /// The answer could not be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
+}
+
+impl OciError {
+    /// What a shell is told: 127 or 126 where the container's program is what is wrong, as it would say itself.
+    pub(super) fn exit_code(&self) -> u8 {
+        let failure = match self {
+            OciError::Create(error) => error.command_failure(),
+            OciError::Start(error) => error.command_failure(),
+            OciError::Exec(error) => error.command_failure(),
+            _ => None,
+        };
+        match failure {
+            Some(CommandFailure::NotFound) => 127,
+            Some(CommandFailure::NotExecutable) => 126,
+            None => 1,
+        }
+    }
 }

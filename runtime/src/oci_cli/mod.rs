@@ -5,9 +5,13 @@
 
 mod create;
 mod delete;
+mod descriptors;
 mod error;
+mod exec;
+mod foreground;
 mod kill;
 mod log;
+mod run;
 mod start;
 mod state;
 
@@ -47,6 +51,12 @@ struct GlobalOptions {
     /// Also log what is done
     #[arg(long, global = true)]
     debug: bool,
+    /// Refused: this runtime talks to no systemd
+    #[arg(long, global = true, hide = true)]
+    systemd_cgroup: bool,
+    /// Whether to do without root's privileges: auto and false are accepted
+    #[arg(long, global = true, hide = true, value_name = "BOOL")]
+    rootless: Option<String>,
     /// The wall a new container stands behind, microvm or shared-kernel; it wins over the annotation
     #[arg(long, global = true, value_name = "WALL", value_parser = parse_isolation)]
     isolation: Option<Isolation>,
@@ -59,14 +69,37 @@ fn parse_isolation(word: &str) -> Result<Isolation, UnknownIsolation> {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Create(create::CreateArguments),
+    Run(Box<run::RunArguments>),
+    Exec(Box<exec::ExecArguments>),
     Start(start::StartArguments),
     State(state::StateArguments),
     Kill(kill::KillArguments),
     Delete(delete::DeleteArguments),
 }
 
+/// The verbs that put a process into a container.
+const ENTERING: [&str; 3] = ["create", "exec", "run"];
+
+impl Arguments {
+    fn run(&self, log: &Log) -> Result<i32, OciError> {
+        if self.global.systemd_cgroup {
+            return Err(OciError::SystemdCgroup);
+        }
+        if self.global.rootless.as_deref() == Some("true") {
+            return Err(OciError::Rootless);
+        }
+        self.verb.run(&self.global, log)
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Before anything else, since it does it all again.
+    let out_of_reach = if std::env::args_os().any(|word| ENTERING.iter().any(|verb| word == *verb)) {
+        container::keep_own_program_out_of_reach()
+    } else {
+        Ok(())
+    };
     let arguments = Arguments::parse();
     let log = match Log::open(
         arguments.global.log.as_deref(),
@@ -79,26 +112,35 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match arguments.verb.run(&arguments.global, &log) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match out_of_reach {
+        Ok(()) => arguments.run(&log),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        // Exit codes have 8 bits.
+        Ok(code) => ExitCode::from(code as u8),
         Err(error) => {
             let message = log::chain(&error);
             log.error(&message);
             eprintln!("bulkhead-oci: {message}");
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
 impl Verb {
-    fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
+    /// The exit code of a verb that succeeds, which is that of the program it waited for.
+    fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
         match self {
+            Verb::Exec(arguments) => return arguments.run(global, log),
+            Verb::Run(arguments) => return arguments.run(global, log),
             Verb::Create(arguments) => arguments.run(global, log),
             Verb::Start(arguments) => arguments.run(global, log),
             Verb::State(arguments) => arguments.run(global),
             Verb::Kill(arguments) => arguments.run(global, log),
             Verb::Delete(arguments) => arguments.run(global, log),
         }
+        .map(|()| 0)
     }
 }
 

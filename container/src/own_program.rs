@@ -1,0 +1,109 @@
+//! Keeping the runtime's own program out of a container's reach (CVE-2019-5736).
+//!
+//! A process on its way into a container is a copy of the runtime, and an image may even have it executed again, by a
+//! script whose interpreter is `/proc/self/exe`. Whoever opens that link from inside would hold the runtime's file on
+//! the host, and could write to it once it is no longer executed. So the runtime executes itself again, first of all,
+//! by way of a read-only mount that is attached nowhere: the link then leads to that mount, which nobody can make
+//! writable, because nobody can name it.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::kernel::execve::{StringArray, execveat};
+use crate::kernel::mount_setattr::set_read_only;
+
+/// The program cannot be kept out of reach, and so nothing is let into a container.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot keep this program out of the reach of containers: cannot {doing}")]
+pub struct ProgramError {
+    doing: &'static str,
+    source: io::Error,
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(Errno) -> ProgramError {
+    move |errno| ProgramError {
+        doing,
+        source: errno.into(),
+    }
+}
+
+/// Returns when this process executes a program that nobody can write to by way of it: at once where it does already,
+/// otherwise in a new execution with the same arguments and environment. Descriptors without close-on-exec stay open.
+///
+/// To be called first of all by a program that puts processes into containers.
+pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let program =
+        rustix::fs::open("/proc/self/exe", flags, Mode::empty()).map_err(failed("open /proc/self/exe"))?;
+    let file_system =
+        rustix::fs::fstatvfs(&program).map_err(failed("look at the mount of /proc/self/exe"))?;
+    if file_system.f_flag.contains(StatVfsMountFlags::RDONLY) || is_sealed_copy() {
+        return Ok(());
+    }
+    let unreachable = match read_only_mount(&program) {
+        Ok(mount) => mount,
+        // A mount may be locked to its place, or its file system be of a kind that has no copies.
+        Err(_) => sealed_copy().map_err(failed("copy it"))?,
+    };
+    Err(failed("execute it again")(execute(&unreachable)))
+}
+
+fn read_only_mount(program: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(program, "", flags)?;
+    set_read_only(&mount)?;
+    Ok(mount)
+}
+
+const NO_MORE_CHANGES: SealFlags = SealFlags::from_bits_retain(
+    SealFlags::SEAL.bits() | SealFlags::SHRINK.bits() | SealFlags::GROW.bits() | SealFlags::WRITE.bits(),
+);
+
+fn sealed_copy() -> Result<OwnedFd, Errno> {
+    let io_error = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = std::fs::File::from(rustix::fs::memfd_create("bulkhead", flags)?);
+    let mut program = std::fs::File::open("/proc/self/exe").map_err(io_error)?;
+    io::copy(&mut program, &mut copy).map_err(io_error)?;
+    rustix::fs::fcntl_add_seals(&copy, NO_MORE_CHANGES)?;
+    Ok(copy.into())
+}
+
+fn is_sealed_copy() -> bool {
+    // Only a file in memory has seals; of any other the question is an error.
+    std::fs::File::open("/proc/self/exe")
+        .ok()
+        .and_then(|program| rustix::fs::fcntl_get_seals(&program).ok())
+        .is_some_and(|seals| seals.contains(NO_MORE_CHANGES))
+}
+
+/// Returns only on failure.
+fn execute(program: &OwnedFd) -> Errno {
+    let arguments: Result<Vec<CString>, _> = std::env::args_os().map(c_string).collect();
+    let variables: Result<Vec<CString>, _> = std::env::vars_os()
+        .map(|(mut variable, value)| {
+            variable.push("=");
+            variable.push(value);
+            c_string(variable)
+        })
+        .collect();
+    let (Ok(arguments), Ok(variables)) = (arguments, variables) else {
+        return Errno::INVAL;
+    };
+    execveat(
+        program.as_fd(),
+        &StringArray::new(arguments.iter().map(CString::as_c_str)),
+        &StringArray::new(variables.iter().map(CString::as_c_str)),
+    )
+}
+
+fn c_string(text: OsString) -> Result<CString, std::ffi::NulError> {
+    CString::new(text.into_vec())
+}

@@ -1,0 +1,207 @@
+//! `bulkhead-oci exec`
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use container::{ContainerId, ExecOptions, Stdio};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
+
+use super::foreground::Foreground;
+use super::log::Log;
+use super::{GlobalOptions, OciError, descriptors, load};
+
+/// Run one more process in a running container
+#[derive(Debug, clap::Args)]
+pub(super) struct ExecArguments {
+    /// The container
+    #[arg(value_name = "ID")]
+    id: ContainerId,
+    /// The program and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// A file with the process as in config.json, in place of a command
+    #[arg(short, long, value_name = "FILE", conflicts_with = "command")]
+    process: Option<PathBuf>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// The folder it starts in
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// A variable of its environment, NAME=VALUE
+    #[arg(short, long, value_name = "VARIABLE")]
+    env: Vec<String>,
+    /// The ids it has, UID or UID:GID
+    #[arg(short, long, value_name = "IDS", value_parser = parse_user)]
+    user: Option<(u32, Option<u32>)>,
+    /// A group it is in besides
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// A capability it has besides those of the container's process
+    #[arg(short, long, value_name = "CAPABILITY")]
+    cap: Vec<String>,
+    /// Take the means to gain privileges from it
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    no_new_privs: Option<bool>,
+    /// Do not wait for its end
+    #[arg(short, long)]
+    detach: bool,
+    /// A file that gets its pid
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// A socket that gets its terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Let it keep this many of the caller's descriptors after the standard streams; those of LISTEN_FDS come first
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    preserve_fds: u32,
+    /// An AppArmor profile; this kernel's support is not used, so only an empty one is accepted
+    #[arg(long, value_name = "PROFILE", hide = true)]
+    apparmor: Option<String>,
+    /// An SELinux label; this kernel's support is not used, so only an empty one is accepted
+    #[arg(long, value_name = "LABEL", hide = true)]
+    process_label: Option<String>,
+}
+
+fn parse_user(text: &str) -> Result<(u32, Option<u32>), String> {
+    let number = |text: &str| {
+        text.parse()
+            .map_err(|_| format!("{text:?} is not a number: give UID or UID:GID"))
+    };
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
+        None => Ok((number(text)?, None)),
+    }
+}
+
+impl ExecArguments {
+    /// The exit code of the process, or 0 for one that was detached.
+    pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
+        let container = load(global, &self.id)?;
+        let process = self.process(container.configured_process()?)?;
+        let foreground = if self.detach {
+            None
+        } else {
+            Some(Foreground::begin()?)
+        };
+        let attaches = !self.detach && self.console_socket.is_none();
+        let stdio = if process.terminal() == Some(true) && attaches {
+            Stdio::Terminal
+        } else {
+            Stdio::Inherit
+        };
+        let options = ExecOptions::new(&process)
+            .stdio(stdio)
+            .pid_file(self.pid_file.as_deref())
+            .console_socket(self.console_socket.as_deref())
+            .preserved_descriptors(descriptors::preserved(self.preserve_fds)?);
+        let mut executed = container.exec(options)?;
+        for warning in executed.warnings() {
+            log.warning(warning);
+        }
+        log.debug(|| format!("process {} runs in container {}", executed.pid(), self.id));
+        let terminal = executed.take_terminal();
+        match foreground {
+            Some(foreground) => foreground.wait(executed.pidfd(), terminal),
+            None => Ok(0),
+        }
+    }
+
+    /// The process to run: that of the file, or that of the container changed by the options.
+    fn process(&self, configured: Process) -> Result<Process, OciError> {
+        let mut process = match &self.process {
+            Some(path) => read_process(path)?,
+            None => {
+                let mut process = configured;
+                process.set_args(Some(self.command.clone()));
+                process.set_terminal(Some(self.tty));
+                process
+            }
+        };
+        if self.process.is_none() && self.command.is_empty() {
+            return Err(OciError::NoCommand);
+        }
+        if self.tty {
+            process.set_terminal(Some(true));
+        }
+        if let Some(cwd) = &self.cwd {
+            process.set_cwd(cwd.clone());
+        }
+        if !self.env.is_empty() {
+            let mut environment = process.env().clone().unwrap_or_default();
+            environment.extend(self.env.iter().cloned());
+            process.set_env(Some(environment));
+        }
+        if let Some(no_new_privs) = self.no_new_privs {
+            process.set_no_new_privileges(Some(no_new_privs));
+        }
+        if let Some(profile) = &self.apparmor {
+            process.set_apparmor_profile(Some(profile.clone()));
+        }
+        if let Some(label) = &self.process_label {
+            process.set_selinux_label(Some(label.clone()));
+        }
+        self.change_user(&mut process);
+        self.add_capabilities(&mut process)?;
+        descriptors::tell_listeners(&mut process);
+        Ok(process)
+    }
+
+    fn change_user(&self, process: &mut Process) {
+        if let Some((uid, gid)) = self.user {
+            let mut user = User::default();
+            user.set_uid(uid).set_gid(gid.unwrap_or(process.user().gid()));
+            user.set_umask(process.user().umask());
+            process.set_user(user);
+        }
+        if !self.additional_gids.is_empty() {
+            let mut user = process.user().clone();
+            let mut groups = user.additional_gids().clone().unwrap_or_default();
+            groups.extend(&self.additional_gids);
+            user.set_additional_gids(Some(groups));
+            process.set_user(user);
+        }
+    }
+
+    /// Not to the inheritable set: what a program of the image inherits there it could pass on to others by its file's
+    /// attributes (CVE-2022-29162).
+    fn add_capabilities(&self, process: &mut Process) -> Result<(), OciError> {
+        if self.cap.is_empty() {
+            return Ok(());
+        }
+        let more = self
+            .cap
+            .iter()
+            .map(|name| parse_capability(name))
+            .collect::<Result<Vec<Capability>, _>>()?;
+        let mut sets: LinuxCapabilities = process.capabilities().clone().unwrap_or_default();
+        let extended = |set: &Option<std::collections::HashSet<Capability>>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.extend(&more);
+            Some(set)
+        };
+        sets.set_bounding(extended(sets.bounding()));
+        sets.set_effective(extended(sets.effective()));
+        sets.set_permitted(extended(sets.permitted()));
+        process.set_capabilities(Some(sets));
+        Ok(())
+    }
+}
+
+fn parse_capability(name: &str) -> Result<Capability, OciError> {
+    serde_json::from_value(serde_json::Value::from(name)).map_err(|source| OciError::Capability {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+fn read_process(path: &Path) -> Result<Process, OciError> {
+    let file = File::open(path).map_err(|source| OciError::ReadProcess {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_reader(std::io::BufReader::new(file)).map_err(|source| OciError::ParseProcess {
+        path: path.to_owned(),
+        source,
+    })
+}
