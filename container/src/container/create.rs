@@ -88,7 +88,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         directory,
         record,
         terminal,
-        warnings,
+        warnings: [plan.warnings, warnings].concat(),
     })
 }
 

@@ -123,8 +123,8 @@ impl Init<'_> {
         let root_descriptor = rustix::io::fcntl_dupfd_cloexec(&self.sources.root, 3)
             .map_err(SetUpError::step("copy the root's descriptor"))?;
         let root = rootfs::attach(root_descriptor, &plan.root.path)?;
-        let has_cgroup_namespace = plan.namespaces.creates(Namespace::Cgroup);
-        rootfs::mount_all(
+        let has_cgroup_namespace = plan.namespaces.isolates(Namespace::Cgroup);
+        let unsealed = rootfs::mount_all(
             &root,
             &plan.mounts,
             &self.sources,
@@ -146,9 +146,10 @@ impl Init<'_> {
         };
         process::write_sysctl(&plan.sysctl)?;
         let working_directory = process::open_working_directory(&root, &plan.process.working_directory)?;
+        unsealed.seal()?;
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
-        rootfs::pivot(root, &plan.root.path, plan.root.read_only)?;
+        rootfs::pivot(root, &plan.root)?;
         process::take_on(&plan.process, streams, working_directory, self.keyring)
     }
 }

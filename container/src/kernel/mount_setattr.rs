@@ -18,6 +18,7 @@ pub(crate) mod attribute {
     pub(crate) const NOATIME: u64 = 0x10;
     pub(crate) const STRICTATIME: u64 = 0x20;
     pub(crate) const NODIRATIME: u64 = 0x80;
+    pub(crate) const IDMAP: u64 = 0x100000;
     pub(crate) const NOSYMFOLLOW: u64 = 0x200000;
 }
 
@@ -29,6 +30,7 @@ pub(crate) struct MountAttributes {
     pub(crate) clear: u64,
     /// One of MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, or 0 to leave it.
     pub(crate) propagation: u64,
+    /// The descriptor of the user namespace for `IDMAP`.
     pub(crate) user_namespace: u64,
 }
 

@@ -21,10 +21,10 @@ use std::path::PathBuf;
 pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
 pub(crate) use devices::DeviceNode;
 pub(crate) use hooks::{Hook, HookPlan};
-pub(crate) use mount_options::MountOptions;
 use mount_options::propagation_flag;
-pub(crate) use mounts::{MountKind, MountPlan};
-pub(crate) use namespaces::{Namespace, NamespacePlan, id_map};
+pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions};
+pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
+pub(crate) use namespaces::{IdMapping, Namespace, NamespacePlan, id_map};
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;
 pub use spec_error::SpecError;
@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) process: ProcessPlan,
     pub(crate) cgroup: CgroupPlan,
     pub(crate) hooks: HookPlan,
+    /// What is honoured and should still be changed.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// The root file system.
@@ -71,7 +73,11 @@ impl Plan {
             .process()
             .as_ref()
             .ok_or_else(|| SpecError::missing("process"))?;
-        let mounts = mounts::plan(bundle.directory(), spec.mounts().as_deref().unwrap_or_default())?;
+        let mounts = mounts::plan(
+            bundle.directory(),
+            spec.mounts().as_deref().unwrap_or_default(),
+            &namespaces,
+        )?;
         let hostname = named(spec.hostname(), "hostname", &namespaces)?;
         let domainname = named(spec.domainname(), "domainname", &namespaces)?;
         let owns_device_folder = !mounts.iter().any(MountPlan::replaces_device_folder);
@@ -90,6 +96,7 @@ impl Plan {
             process: ProcessPlan::new(process)?,
             cgroup: CgroupPlan::new(linux, id)?,
             hooks: HookPlan::new(spec)?,
+            warnings: mounts::warnings(spec.mounts().as_deref().unwrap_or_default()),
             namespaces,
             mounts,
         })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
 use super::SpecError;
+use super::mounts::MappingOfMount;
 
 /// A kind of namespace. The value is its flag for clone3(2), unshare(2) and setns(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,33 @@ pub(crate) struct IdMapping {
     pub(crate) container: u32,
     pub(crate) host: u32,
     pub(crate) size: u32,
+}
+
+impl IdMapping {
+    /// The mappings of the field, of which each must map something.
+    pub(super) fn all(
+        field: &str,
+        mappings: &Option<Vec<LinuxIdMapping>>,
+    ) -> Result<Vec<IdMapping>, SpecError> {
+        let mappings = mappings.as_deref().unwrap_or_default();
+        let one = |(index, mapping): (usize, &LinuxIdMapping)| {
+            let refuse =
+                |name, problem: &str| Err(SpecError::invalid(format!("{field}[{index}].{name}"), problem));
+            let (container, host, size) = (mapping.container_id(), mapping.host_id(), mapping.size());
+            match (container.checked_add(size), host.checked_add(size)) {
+                _ if size == 0 => refuse("size", "maps nothing"),
+                // The last of the 32-bit ids stands for none.
+                (None, _) => refuse("size", "goes beyond the last id of the container"),
+                (_, None) => refuse("size", "goes beyond the last id of the host"),
+                _ => Ok(IdMapping {
+                    container,
+                    host,
+                    size,
+                }),
+            }
+        };
+        mappings.iter().enumerate().map(one).collect()
+    }
 }
 
 impl NamespacePlan {
@@ -120,31 +148,33 @@ impl NamespacePlan {
         field: &str,
         mappings: &Option<Vec<LinuxIdMapping>>,
     ) -> Result<Vec<IdMapping>, SpecError> {
-        let mappings = mappings.as_deref().unwrap_or_default();
-        match (self.creates(Namespace::User), mappings.is_empty()) {
+        let is_empty = mappings.as_ref().is_none_or(Vec::is_empty);
+        match (self.creates(Namespace::User), is_empty) {
             (true, true) => return Err(SpecError::invalid(field, "is required with a new user namespace")),
             (false, false) => return Err(SpecError::invalid(field, "needs a new user namespace")),
             _ => {}
         }
-        let mappings: Vec<IdMapping> = mappings
-            .iter()
-            .map(|mapping| IdMapping {
-                container: mapping.container_id(),
-                host: mapping.host_id(),
-                size: mapping.size(),
-            })
-            .collect();
-        if !mappings.is_empty()
-            && !mappings
-                .iter()
-                .any(|mapping| mapping.container == 0 && mapping.size > 0)
-        {
+        let mappings = IdMapping::all(field, mappings)?;
+        if !mappings.is_empty() && !mappings.iter().any(|mapping| mapping.container == 0) {
             return Err(SpecError::invalid(
                 field,
                 "must map the container's id 0, which sets the container up",
             ));
         }
         Ok(mappings)
+    }
+
+    /// How the ids of a mount are mapped that has no mapping of its own: as the container's are.
+    pub(super) fn mapping_of_mounts(&self) -> Option<MappingOfMount> {
+        let joined = self.joined.iter().find(|(kind, _)| *kind == Namespace::User);
+        match joined {
+            Some((_, path)) => Some(MappingOfMount::Namespace(path.clone())),
+            None if self.creates(Namespace::User) => Some(MappingOfMount::Ids {
+                uids: self.uid_mappings.clone(),
+                gids: self.gid_mappings.clone(),
+            }),
+            None => None,
+        }
     }
 
     fn read_time_offsets(&mut self, linux: &Linux) -> Result<(), SpecError> {

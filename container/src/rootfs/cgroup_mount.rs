@@ -1,69 +1,74 @@
 //! The container's view of its own cgroups, for a mount of type `cgroup` or `cgroup2`.
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags, symlinkat};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, open_tree};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::mount::open_tree;
 
-use super::in_root::path_of;
-use super::mounting::move_onto;
-use super::sources::clone_flags;
-use super::{ContainerRoot, RootfsError, sources};
+use super::file_system::{self, Refusal};
+use super::mounting::{attach, refused};
+use super::sources::{change, clone_flags, make_read_only};
+use super::{ContainerRoot, RootfsError};
 use crate::cgroup::{Cgroup, Hierarchy, Member};
 use crate::kernel::mount_setattr::attribute;
-use crate::plan::MountPlan;
+use crate::plan::{MountOptions, MountPlan};
 
-/// Mounts the one cgroup2 tree at the destination, or a folder with one mount for each version 1 hierarchy.
+/// Mounts the one cgroup2 tree at the destination, or a folder with one mount for each version 1 hierarchy. With
+/// `unified_only`, a host with both has only its cgroup2 tree shown.
 pub(super) fn mount_cgroups(
     root: &ContainerRoot,
     plan: &MountPlan,
+    unified_only: bool,
     cgroup: &Cgroup,
     has_namespace: bool,
 ) -> Result<(), RootfsError> {
     let destination = plan.destination.as_path();
     let failed = |doing| move |errno| RootfsError::path(doing, destination, errno);
-    let folder = root
+    let place = root
         .make_folder(destination)
         .map_err(failed("open or make the mount point"))?;
-    let flags = MountFlags::from_bits_retain(plan.options.mount_flags() as u32);
-    if let [
-        only @ Member {
-            hierarchy: Hierarchy::Unified,
-            ..
-        },
-    ] = cgroup.members.as_slice()
-    {
-        return mount_member(only, &folder, flags, has_namespace).map_err(failed("mount cgroups onto"));
+    let unified = cgroup
+        .members
+        .iter()
+        .find(|member| member.hierarchy == Hierarchy::Unified);
+    if unified_only || matches!(cgroup.members.as_slice(), [only] if only.hierarchy == Hierarchy::Unified) {
+        let tree = match unified {
+            Some(member) => mount_member(member, &plan.options, has_namespace, destination)?,
+            // No hierarchy of the host's, but the kernel has one.
+            None => new_mount(c"cgroup2", &plan.options, destination)?,
+        };
+        return attach(&tree, &place, destination);
     }
 
-    // The folder is filled before it becomes read-only.
-    mount(
-        c"tmpfs",
-        path_of(&folder),
-        c"tmpfs",
-        flags.difference(MountFlags::RDONLY),
-        Some(c"mode=755"),
-    )
-    .map_err(failed("mount onto"))?;
-    let folder = root
-        .open(destination, OFlags::PATH | OFlags::DIRECTORY)
-        .map_err(failed("open the mount on"))?;
+    // The folder is filled before anybody can see it, and then becomes read-only.
+    let mut of_folder = MountOptions {
+        data: vec!["mode=755".to_owned()],
+        ..plan.options.clone()
+    };
+    of_folder.superblock = 0;
+    let attributes = of_folder.new_attributes() & !attribute::RDONLY;
+    let folder = file_system::make(c"tmpfs", c"tmpfs", &of_folder, false, attributes)
+        .map_err(|refusal| refused(c"tmpfs", destination, refusal))?;
+    attach(&folder, &place, destination)?;
     for member in &cgroup.members {
         let name = name(&member.hierarchy);
         let path = &destination.join(&name);
         let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
-        let place = root.make_folder(path).map_err(failed("make"))?;
-        mount_member(member, &place, flags, has_namespace).map_err(failed("mount cgroups onto"))?;
+        mkdirat(&folder, &name, Mode::from_raw_mode(0o755)).map_err(failed("make"))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = openat(&folder, &name, flags, Mode::empty()).map_err(failed("open"))?;
+        let tree = mount_member(member, &plan.options, has_namespace, path)?;
+        attach(&tree, &place, path)?;
         for alias in name.split(',').filter(|alias| *alias != name) {
             let path = destination.join(alias);
             symlinkat(name.as_str(), &folder, alias)
                 .map_err(|errno| RootfsError::path("link", &path, errno))?;
         }
     }
-    if plan.options.attributes.set & attribute::RDONLY != 0 {
-        sources::make_read_only(&folder, false).map_err(failed("make read-only"))?;
+    if plan.options.is_read_only() {
+        make_read_only(&folder, false).map_err(failed("make read-only"))?;
     }
     Ok(())
 }
@@ -72,28 +77,36 @@ pub(super) fn mount_cgroups(
 /// itself is bound, which hides the ones above it.
 fn mount_member(
     member: &Member,
-    place: &OwnedFd,
-    flags: MountFlags,
+    options: &MountOptions,
     has_namespace: bool,
-) -> Result<(), Errno> {
+    path: &Path,
+) -> Result<OwnedFd, RootfsError> {
     if !has_namespace {
-        return bind_member(&member.path, place, flags);
+        return bind_member(&member.path, options);
     }
     match &member.hierarchy {
-        Hierarchy::Unified => mount(c"cgroup2", path_of(place), c"cgroup2", flags, None),
+        Hierarchy::Unified => new_mount(c"cgroup2", options, path),
         Hierarchy::Version1(controllers) => {
-            let data = std::ffi::CString::new(controllers.as_str()).map_err(|_| Errno::INVAL)?;
-            mount(c"cgroup", path_of(place), c"cgroup", flags, data.as_c_str())
+            let options = MountOptions {
+                data: controllers.split(',').map(str::to_owned).collect(),
+                ..options.clone()
+            };
+            new_mount(c"cgroup", &options, path)
         }
     }
 }
 
-fn bind_member(cgroup: &Path, place: &OwnedFd, flags: MountFlags) -> Result<(), Errno> {
-    let tree = open_tree(CWD, cgroup, clone_flags(false))?;
-    if flags.contains(MountFlags::RDONLY) {
-        sources::make_read_only(&tree, false)?;
-    }
-    move_onto(&tree, place)
+fn new_mount(kind: &CStr, options: &MountOptions, path: &Path) -> Result<OwnedFd, RootfsError> {
+    // The file system is the host's too, so that only the mount is read-only.
+    file_system::make(kind, kind, options, false, options.new_attributes())
+        .map_err(|refusal: Refusal| refused(kind, path, refusal))
+}
+
+fn bind_member(cgroup: &Path, options: &MountOptions) -> Result<OwnedFd, RootfsError> {
+    let failed = |doing| move |errno| RootfsError::path(doing, cgroup, errno);
+    let tree = open_tree(CWD, cgroup, clone_flags(false)).map_err(failed("open the cgroup"))?;
+    change(&tree, options, false, Some((libc::MS_PRIVATE, false))).map_err(failed("set the options of"))?;
+    Ok(tree)
 }
 
 /// The folder of a version 1 hierarchy: its controllers, or the name without `name=`.

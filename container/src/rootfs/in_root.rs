@@ -72,21 +72,36 @@ impl ContainerRoot {
 
     /// The file at `path`, made empty, with its parents, where there is nothing.
     pub(crate) fn make_file(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        match self.open(path, OFlags::PATH) {
-            Err(Errno::NOENT) => {}
-            result => return result,
+        let mut path = path.to_owned();
+        for _ in 0..LINK_LIMIT {
+            match self.open(&path, OFlags::PATH) {
+                Err(Errno::NOENT) => {}
+                result => return result,
+            }
+            let (parent, name) = self.make_parent(&path)?;
+            match fs::mknodat(
+                &parent,
+                &name,
+                FileType::RegularFile,
+                Mode::from_raw_mode(0o644),
+                0,
+            ) {
+                Ok(()) => return open_child(&parent, &name, OFlags::empty()),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            // A symbolic link that leads nowhere yet: the file is made where it leads.
+            match fs::readlinkat(&parent, &name, Vec::new()) {
+                Ok(target) => {
+                    path.pop();
+                    path.push(OsStr::from_bytes(target.as_bytes()));
+                }
+                // Somebody else made something there meanwhile, or nothing is left of it.
+                Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
         }
-        let (parent, name) = self.make_parent(path)?;
-        match fs::mknodat(
-            &parent,
-            &name,
-            FileType::RegularFile,
-            Mode::from_raw_mode(0o644),
-            0,
-        ) {
-            Ok(()) => open_child(&parent, &name, OFlags::empty()),
-            Err(errno) => Err(errno),
-        }
+        Err(Errno::LOOP)
     }
 
     /// The folder that `path` is in, made where it is missing, and the last part of `path`.
@@ -255,6 +270,17 @@ mod tests {
         symlink("/run/real", inside.join("link")).unwrap();
         let made = root.make_file(Path::new("/link/file")).unwrap();
         assert!(is_same(&made, &inside.join("run/real/file")));
+    }
+
+    #[test]
+    fn a_dangling_link_as_a_file_is_followed_inside() {
+        let (outside, inside, root) = root();
+        symlink("/run/first", inside.join("link")).unwrap();
+        files::create_dir(inside.join("run")).unwrap();
+        symlink("../../../second", inside.join("run/first")).unwrap();
+        let made = root.make_file(Path::new("/link")).unwrap();
+        assert!(is_same(&made, &inside.join("second")));
+        assert_eq!(files::read_dir(outside.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -2,11 +2,15 @@
 //! root. Everything inside the root is reached through descriptors resolved by the kernel within that root.
 
 mod cgroup_mount;
+mod copy_up;
 mod device_nodes;
+mod file_system;
 mod hidden_paths;
+mod id_mapped;
 mod in_root;
 mod mounting;
 mod pivot;
+mod procfs;
 mod sources;
 
 use std::io;
@@ -32,11 +36,18 @@ pub(crate) enum RootfsError {
     },
     #[error("cannot {doing}")]
     Step { doing: &'static str, source: io::Error },
-    #[error("mounts[{index}]: cannot {doing} {}", path.display())]
+    #[error("cannot mount a {kind} file system on {}: {said}", path.display())]
+    FileSystem {
+        kind: String,
+        path: PathBuf,
+        said: String,
+        source: io::Error,
+    },
+    /// Another of these about one of the configuration's mounts.
+    #[error("mounts[{index}]: {message}")]
     Mount {
         index: usize,
-        doing: &'static str,
-        path: PathBuf,
+        message: String,
         source: io::Error,
     },
     #[error(
@@ -46,6 +57,18 @@ pub(crate) enum RootfsError {
     Pivot { source: io::Error },
     #[error("{}: {problem}", path.display())]
     Refused { path: PathBuf, problem: &'static str },
+    #[error("mounts[{index}]: {}: {problem}", path.display())]
+    RefusedMount {
+        index: usize,
+        path: PathBuf,
+        problem: &'static str,
+    },
+    #[error("cannot {doing} with the id mapping {mapping}")]
+    IdMapping {
+        doing: &'static str,
+        mapping: String,
+        source: io::Error,
+    },
 }
 
 impl RootfsError {
@@ -66,13 +89,16 @@ impl RootfsError {
 
     /// The same about the mount at `index` of the configuration.
     fn of_mount(self, index: usize) -> RootfsError {
+        let message = self.to_string();
         match self {
-            RootfsError::Path { doing, path, source } => RootfsError::Mount {
+            RootfsError::Path { source, .. }
+            | RootfsError::FileSystem { source, .. }
+            | RootfsError::IdMapping { source, .. } => RootfsError::Mount {
                 index,
-                doing,
-                path,
+                message,
                 source,
             },
+            RootfsError::Refused { path, problem } => RootfsError::RefusedMount { index, path, problem },
             other => other,
         }
     }

@@ -1,17 +1,45 @@
 //! The configuration's mounts, one after the other.
 
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxAttributes, StatxFlags, fstat, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, mount, move_mount};
 
+use super::copy_up::copy_up;
+use super::file_system::{self, Refusal};
 use super::in_root::path_of;
+use super::procfs::{check_mount_point, is_procfs};
+use super::sources::{change, make_read_only};
 use super::{ContainerRoot, RootfsError, Sources, cgroup_mount};
 use crate::cgroup::Cgroup;
-use crate::kernel::mount_setattr::{MountAttributes, mount_setattr};
-use crate::plan::{MountKind, MountPlan};
+use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
+use crate::plan::{MountKind, MountOptions, MountPlan};
+
+/// Mounts that become read-only when everything has its place in them.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct Unsealed(Vec<Filled>);
+
+#[derive(Debug)]
+struct Filled {
+    index: usize,
+    path: PathBuf,
+    mount: OwnedFd,
+}
+
+impl Unsealed {
+    pub(crate) fn seal(self) -> Result<(), RootfsError> {
+        for Filled { index, path, mount } in self.0 {
+            make_read_only(&mount, false)
+                .map_err(|errno| RootfsError::path("make read-only", &path, errno).of_mount(index))?;
+        }
+        Ok(())
+    }
+}
 
 /// Mounts everything in order, so that later mounts see earlier ones.
 pub(crate) fn mount_all(
@@ -20,28 +48,56 @@ pub(crate) fn mount_all(
     sources: &Sources,
     cgroup: &Cgroup,
     has_cgroup_namespace: bool,
-) -> Result<(), RootfsError> {
-    for (mount, tree) in mounts.iter().zip(&sources.binds) {
-        let mounted = match (&mount.kind, tree) {
-            (MountKind::Bind { .. }, Some(tree)) => attach_bind(root, mount, tree),
-            (MountKind::Cgroup, _) => cgroup_mount::mount_cgroups(root, mount, cgroup, has_cgroup_namespace),
-            _ => mount_file_system(root, mount),
+) -> Result<Unsealed, RootfsError> {
+    let mut unsealed = Unsealed::default();
+    for (plan, source) in mounts.iter().zip(&sources.mounts) {
+        let mounted = match (&plan.kind, source) {
+            (MountKind::Bind { .. }, Some(tree)) => attach_bind(root, &plan.destination, tree).map(|()| None),
+            (
+                MountKind::FileSystem {
+                    kind, source: name, ..
+                },
+                callers,
+            ) => mount_file_system(root, plan, kind, name, callers.as_ref()),
+            (MountKind::Cgroup { unified_only }, _) => {
+                cgroup_mount::mount_cgroups(root, plan, *unified_only, cgroup, has_cgroup_namespace)
+                    .map(|()| None)
+            }
+            (MountKind::Remount { bind }, _) => remount(root, plan, *bind).map(|()| None),
+            // Every bind mount was opened by the caller.
+            (MountKind::Bind { .. }, None) => Ok(None),
         };
-        mounted.map_err(|error| error.of_mount(mount.index))?;
+        let to_be_sealed = mounted.map_err(|error| error.of_mount(plan.index))?;
+        unsealed.0.extend(to_be_sealed.map(|mount| Filled {
+            index: plan.index,
+            path: plan.destination.clone(),
+            mount,
+        }));
     }
-    Ok(())
+    Ok(unsealed)
 }
 
-fn attach_bind(root: &ContainerRoot, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsError> {
-    let failed = |doing| move |errno| RootfsError::path(doing, &mount.destination, errno);
+fn attach_bind(root: &ContainerRoot, path: &Path, tree: &OwnedFd) -> Result<(), RootfsError> {
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
     let source = fstat(tree).map_err(failed("look at the source of"))?;
-    let destination = if FileType::from_raw_mode(source.st_mode) == FileType::Directory {
-        root.make_folder(&mount.destination)
+    let place = if FileType::from_raw_mode(source.st_mode) == FileType::Directory {
+        root.make_folder(path)
     } else {
-        root.make_file(&mount.destination)
+        root.make_file(path)
     };
-    let destination = destination.map_err(failed("open or make the mount point"))?;
-    move_onto(tree, &destination).map_err(failed("mount onto"))
+    let place = place.map_err(failed("open or make the mount point"))?;
+    attach(tree, &place, path)
+}
+
+/// Puts a detached mount where `place` is, to which `path` led.
+pub(super) fn attach(tree: &OwnedFd, place: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
+    check_mount_point(
+        place,
+        path,
+        is_procfs(tree).map_err(failed("look at what to mount on"))?,
+    )?;
+    move_onto(tree, place).map_err(failed("mount onto"))
 }
 
 /// Puts a detached mount where `destination` is.
@@ -51,46 +107,151 @@ pub(crate) fn move_onto(tree: &OwnedFd, destination: &OwnedFd) -> Result<(), Err
     move_mount(tree, "", destination, "", both_are_descriptors)
 }
 
-fn mount_file_system(root: &ContainerRoot, plan: &MountPlan) -> Result<(), RootfsError> {
-    let MountKind::FileSystem { kind, source, data } = &plan.kind else {
+/// Mounts a new file system, or in its place, where the container may have none, what the caller has. Returns the mount
+/// if it has to become read-only later.
+fn mount_file_system(
+    root: &ContainerRoot,
+    plan: &MountPlan,
+    kind: &CStr,
+    source: &CStr,
+    callers: Option<&OwnedFd>,
+) -> Result<Option<OwnedFd>, RootfsError> {
+    let path = plan.destination.as_path();
+    let mut options = Cow::Borrowed(&plan.options);
+    if kind == c"tmpfs"
+        && let Some(mode) = mode_of_folder(root, plan)?
+    {
+        options.to_mut().data.push(format!("mode={mode:o}"));
+    }
+    let place = mount_point(root, kind, path)?;
+    if !file_system::can_be_configured(&options) {
+        let mounted = mount_by_path(root, path, &place, kind, source, &options)?;
+        set_propagation(&mounted, &options, path)?;
+        return Ok(None);
+    }
+    let seal_later = plan.is_filled_later() && options.is_read_only();
+    let mut attributes = options.new_attributes();
+    if seal_later {
+        attributes &= !attribute::RDONLY;
+    }
+    let read_only = options.is_read_only() && !seal_later;
+    let tree = match (
+        file_system::make(kind, source, &options, read_only, attributes),
+        callers,
+    ) {
+        (Ok(tree), _) => tree,
+        (
+            Err(Refusal {
+                errno: Errno::PERM, ..
+            }),
+            Some(callers),
+        ) => return attach(callers, &place, path).map(|()| None),
+        (Err(refusal), _) => return Err(refused(kind, path, refusal)),
+    };
+    if options.copy_up {
+        copy_up(&place, &tree).map_err(|errno| RootfsError::path("copy what is in", path, errno))?;
+    }
+    set_propagation(&tree, &options, path)?;
+    attach(&tree, &place, path)?;
+    Ok(seal_later.then_some(tree))
+}
+
+pub(super) fn refused(kind: &CStr, path: &Path, Refusal { said, errno }: Refusal) -> RootfsError {
+    RootfsError::FileSystem {
+        kind: kind.to_string_lossy().into_owned(),
+        path: path.to_owned(),
+        said,
+        source: errno.into(),
+    }
+}
+
+/// The mode that a tmpfs takes over from what the image has in its place, unless it is given one.
+fn mode_of_folder(root: &ContainerRoot, plan: &MountPlan) -> Result<Option<u32>, RootfsError> {
+    if plan.options.data.iter().any(|word| word.starts_with("mode=")) {
+        return Ok(None);
+    }
+    let stat = match root.open(&plan.destination, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(Errno::NOENT) => return Ok(None),
+        folder => folder.and_then(fstat),
+    };
+    match stat {
+        Ok(stat) => Ok(Some(stat.st_mode & 0o7777)),
+        Err(errno) => Err(RootfsError::path("look at", &plan.destination, errno)),
+    }
+}
+
+/// For options that only mount(2) takes. It mounts onto a descriptor too, but gives none back: the mount is looked up
+/// once more, and has to be one that was not there before.
+fn mount_by_path(
+    root: &ContainerRoot,
+    path: &Path,
+    place: &OwnedFd,
+    kind: &CStr,
+    source: &CStr,
+    options: &MountOptions,
+) -> Result<OwnedFd, RootfsError> {
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
+    check_mount_point(place, path, kind == c"proc")?;
+    let data = CString::new(options.data.join(",")).map_err(|_| failed("mount onto")(Errno::INVAL))?;
+    let flags = MountFlags::from_bits_retain(options.mount_flags() as u32);
+    mount(source, path_of(place), kind, flags, data.as_c_str()).map_err(failed("mount onto"))?;
+    let mounted = root
+        .open(path, OFlags::PATH)
+        .map_err(failed("open the mount on"))?;
+    let id = |file: &OwnedFd| -> Result<(bool, u64), Errno> {
+        let statx = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+        let is_root = statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        Ok((is_root, statx.stx_mnt_id))
+    };
+    let look = || -> Result<bool, Errno> {
+        let (is_root, mount_id) = id(&mounted)?;
+        Ok(is_root && mount_id != id(place)?.1)
+    };
+    match look().map_err(failed("look at the mount on"))? {
+        true => Ok(mounted),
+        false => Err(RootfsError::Refused {
+            path: path.to_owned(),
+            problem: "has become something else while it was mounted",
+        }),
+    }
+}
+
+/// A new mount belongs to the container alone if nothing else is said.
+fn set_propagation(tree: &OwnedFd, options: &MountOptions, path: &Path) -> Result<(), RootfsError> {
+    let Some((propagation, recursive)) = options.propagation else {
         return Ok(());
     };
-    let failed = |doing| move |errno| RootfsError::path(doing, &plan.destination, errno);
-    let destination = mount_point(root, kind.to_bytes(), &plan.destination)?;
-    let data = if data.is_empty() {
-        None
-    } else {
-        Some(data.as_c_str())
+    let attributes = MountAttributes {
+        propagation,
+        ..MountAttributes::default()
     };
-    mount(
-        source.as_c_str(),
-        path_of(&destination),
-        kind.as_c_str(),
-        MountFlags::from_bits_retain(plan.options.mount_flags() as u32),
-        data,
-    )
-    .map_err(failed("mount onto"))?;
-    // A new mount below a private one is private.
-    match plan.options.propagation {
-        None | Some((libc::MS_PRIVATE, _)) => Ok(()),
-        Some((propagation, recursive)) => {
-            let mounted = root
-                .open(&plan.destination, OFlags::PATH)
-                .map_err(failed("open the mount on"))?;
-            let attributes = MountAttributes {
-                propagation,
-                ..MountAttributes::default()
-            };
-            mount_setattr(&mounted, recursive, &attributes).map_err(failed("set the propagation of"))
-        }
+    mount_setattr(tree, recursive, &attributes)
+        .map_err(|errno| RootfsError::path("set the propagation of", path, errno))
+}
+
+/// Changes what is mounted already: its mounts' attributes and, without `bind`, the options of its file system.
+fn remount(root: &ContainerRoot, plan: &MountPlan, bind: bool) -> Result<(), RootfsError> {
+    let path = plan.destination.as_path();
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
+    let mounted = root.open(path, OFlags::PATH).map_err(failed("open"))?;
+    if !bind {
+        file_system::reconfigure(&mounted, &plan.options)
+            .map_err(|refusal| refused(c"mounted", path, refusal))?;
     }
+    change(&mounted, &plan.options, false, plan.options.propagation).map_err(|errno| match errno {
+        Errno::INVAL => RootfsError::Refused {
+            path: path.to_owned(),
+            problem: "cannot be remounted: nothing is mounted there",
+        },
+        errno => failed("change the options of the mount on")(errno),
+    })
 }
 
 /// Where a file system goes. The kernel's own are trusted by their path, so an image must not be able to move them
 /// elsewhere with a symbolic link.
-fn mount_point(root: &ContainerRoot, kind: &[u8], path: &Path) -> Result<OwnedFd, RootfsError> {
+fn mount_point(root: &ContainerRoot, kind: &CStr, path: &Path) -> Result<OwnedFd, RootfsError> {
     let failed = |errno| RootfsError::path("open or make the mount point", path, errno);
-    if kind != b"proc" && kind != b"sysfs" {
+    if kind != c"proc" && kind != c"sysfs" {
         return root.make_folder(path).map_err(failed);
     }
     match root.open_without_links(path, OFlags::PATH | OFlags::DIRECTORY) {

@@ -10,6 +10,7 @@ use rustix::process::{fchdir, pivot_root};
 
 use super::sources::make_read_only;
 use super::{ContainerRoot, RootfsError};
+use crate::plan::RootPlan;
 
 /// Cuts this mount namespace off from the caller's and puts the detached root into it.
 pub(crate) fn attach(root: OwnedFd, path: &Path) -> Result<ContainerRoot, RootfsError> {
@@ -22,9 +23,10 @@ pub(crate) fn attach(root: OwnedFd, path: &Path) -> Result<ContainerRoot, Rootfs
 }
 
 /// Makes the root of this process and of its mount namespace the container's, and lets go of the old one.
-pub(crate) fn pivot(root: ContainerRoot, path: &Path, read_only: bool) -> Result<(), RootfsError> {
+pub(crate) fn pivot(root: ContainerRoot, plan: &RootPlan) -> Result<(), RootfsError> {
     let root = root.into_descriptor();
-    if read_only {
+    let path = plan.path.as_path();
+    if plan.read_only {
         make_read_only(&root, false).map_err(|errno| RootfsError::path("make read-only", path, errno))?;
     }
     fchdir(&root).map_err(|errno| RootfsError::path("enter", path, errno))?;
@@ -34,5 +36,17 @@ pub(crate) fn pivot(root: ContainerRoot, path: &Path, read_only: bool) -> Result
         errno => RootfsError::path("change the root to", path, errno),
     })?;
     unmount(".", UnmountFlags::DETACH).map_err(RootfsError::step("let go of the old root"))?;
-    rustix::process::chdir("/").map_err(RootfsError::step("enter the new root"))
+    rustix::process::chdir("/").map_err(RootfsError::step("enter the new root"))?;
+    share(plan.propagation)
+}
+
+/// Now that the root is a mount that nobody outside has, what happens to it reaches nobody outside either, whatever its
+/// propagation: that is for the mounts that the container makes.
+fn share((propagation, recursive): (u64, bool)) -> Result<(), RootfsError> {
+    if propagation == libc::MS_PRIVATE {
+        return Ok(());
+    }
+    let mut flags = MountPropagationFlags::from_bits_retain(propagation as u32);
+    flags.set(MountPropagationFlags::REC, recursive);
+    mount_change("/", flags).map_err(RootfsError::step("set linux.rootfsPropagation"))
 }

@@ -12,86 +12,130 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::RootfsError;
+use super::id_mapped::Mappings;
 use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
-use crate::plan::{MountKind, MountOptions, MountPlan, Plan, RootPlan};
+use crate::plan::{AttributeChange, MountKind, MountOptions, MountPlan, Plan};
 
 /// Detached mounts.
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) root: OwnedFd,
-    /// One for each mount of the configuration; none where it is not a bind mount.
-    pub(crate) binds: Vec<Option<OwnedFd>>,
+    /// One for each mount of the configuration; none where it takes nothing of the caller's.
+    pub(crate) mounts: Vec<Option<OwnedFd>>,
 }
 
 impl Sources {
     pub(crate) fn open(plan: &Plan) -> Result<Sources, RootfsError> {
-        let binds = plan.mounts.iter().map(open_bind).collect::<Result<_, _>>()?;
+        let mut mappings = Mappings::default();
+        let open = |mount: &MountPlan| {
+            open_mount(mount, plan.root.propagation, &mut mappings)
+                .map_err(|error| error.of_mount(mount.index))
+        };
         Ok(Sources {
-            root: open_root(&plan.root)?,
-            binds,
+            mounts: plan.mounts.iter().map(open).collect::<Result<_, _>>()?,
+            root: open_root(&plan.root.path)?,
         })
     }
 }
 
-fn open_root(plan: &RootPlan) -> Result<OwnedFd, RootfsError> {
-    let failed = |doing| move |errno| RootfsError::path(doing, &plan.path, errno);
-    let root = clone_tree(&plan.path, true).map_err(failed("open the root file system"))?;
-    let (propagation, recursive) = plan.propagation;
+/// The root is nobody's peer until it has become the root: what is mounted in it while it is made belongs to the
+/// container alone.
+fn open_root(path: &Path) -> Result<OwnedFd, RootfsError> {
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
+    let root = clone_tree(path, true).map_err(failed("open the root file system"))?;
     let attributes = MountAttributes {
-        propagation,
+        propagation: libc::MS_PRIVATE,
         ..MountAttributes::default()
     };
-    mount_setattr(&root, recursive, &attributes)
-        .map_err(failed("set the propagation of the root file system"))?;
+    mount_setattr(&root, true, &attributes).map_err(failed("set the propagation of the root file system"))?;
     Ok(root)
 }
 
-fn open_bind(mount: &MountPlan) -> Result<Option<OwnedFd>, RootfsError> {
-    let MountKind::Bind { source, recursive } = &mount.kind else {
-        return Ok(None);
+fn open_mount(
+    mount: &MountPlan,
+    root_propagation: (u64, bool),
+    mappings: &mut Mappings,
+) -> Result<Option<OwnedFd>, RootfsError> {
+    let (source, recursive, id_mapping) = match &mount.kind {
+        MountKind::Bind {
+            source,
+            recursive,
+            id_mapping,
+        } => (source.as_path(), *recursive, id_mapping.as_ref()),
+        MountKind::FileSystem { or_callers: true, .. } => return open_callers_sysfs().map(Some),
+        _ => return Ok(None),
     };
-    let failed = |doing| move |errno| RootfsError::path(doing, source, errno).of_mount(mount.index);
-    let tree = clone_tree(source, *recursive).map_err(failed("open the bind mount's source"))?;
-    change(&tree, &mount.options, *recursive).map_err(failed("set the options of"))?;
+    let failed = |doing| move |errno| RootfsError::path(doing, source, errno);
+    let tree = clone_tree(source, recursive).map_err(failed("open the bind mount's source"))?;
+    if let Some(id_mapping) = id_mapping {
+        mappings.apply(&tree, source, id_mapping)?;
+    }
+    let propagation = propagation_of_bind(&mount.options, recursive, root_propagation);
+    change(&tree, &mount.options, recursive, Some(propagation)).map_err(failed("set the options of"))?;
     Ok(Some(tree))
 }
 
-/// Applies options to a detached mount. What happens to a mount elsewhere reaches the container, and the other way
-/// round, only if the configuration says so.
-fn change(tree: &OwnedFd, options: &MountOptions, recursive: bool) -> Result<(), Errno> {
-    let (propagation, all_below) = options.propagation.unwrap_or((libc::MS_PRIVATE, recursive));
-    let shared_call = MountAttributes {
-        set: options.recursive_attributes.set,
-        clear: options.recursive_attributes.clear,
+/// What happens to a mount elsewhere reaches the container, and the other way round, only if the configuration says
+/// so: of the mount, or of the root with all below it.
+fn propagation_of_bind(
+    options: &MountOptions,
+    recursive: bool,
+    (of_root, with_all_below): (u64, bool),
+) -> (u64, bool) {
+    options.propagation.unwrap_or(match of_root {
+        libc::MS_SHARED | libc::MS_SLAVE if with_all_below => (of_root, recursive),
+        _ => (libc::MS_PRIVATE, recursive),
+    })
+}
+
+/// `/sys` as the caller sees it, with all that is mounted there, read-only.
+fn open_callers_sysfs() -> Result<OwnedFd, RootfsError> {
+    let path = Path::new("/sys");
+    let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
+    let tree = clone_tree(path, true).map_err(failed("open"))?;
+    let attributes = MountAttributes {
+        set: attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC,
+        propagation: libc::MS_PRIVATE,
+        ..MountAttributes::default()
+    };
+    mount_setattr(&tree, true, &attributes).map_err(failed("make read-only"))?;
+    Ok(tree)
+}
+
+/// Applies options to a mount, and to those below it what is for them.
+pub(super) fn change(
+    tree: &OwnedFd,
+    options: &MountOptions,
+    recursive: bool,
+    propagation: Option<(u64, bool)>,
+) -> Result<(), Errno> {
+    let (propagation, all_below) = propagation.unwrap_or((0, recursive));
+    let top = options.attributes;
+    let below = options.recursive_attributes;
+    if below.is_empty() && !all_below {
+        // One mount: everything at once.
+        return set(tree, false, top, propagation);
+    }
+    if below.is_empty() || all_below {
+        set(tree, true, below, propagation)?;
+    } else {
+        set(tree, true, below, 0)?;
+        set(tree, false, AttributeChange::default(), propagation)?;
+    }
+    set(tree, false, top, 0)
+}
+
+fn set(tree: &OwnedFd, recursive: bool, change: AttributeChange, propagation: u64) -> Result<(), Errno> {
+    let attributes = MountAttributes {
+        set: change.set,
+        clear: change.clear,
         propagation,
         user_namespace: 0,
     };
-    let top_only = MountAttributes {
-        set: options.attributes.set,
-        clear: options.attributes.clear,
-        ..MountAttributes::default()
-    };
-    if options.recursive_attributes.is_empty() && all_below == recursive && !recursive {
-        // One mount: everything at once.
-        return mount_setattr(
-            tree,
-            false,
-            &MountAttributes {
-                propagation,
-                ..top_only
-            },
-        );
+    if attributes == MountAttributes::default() {
+        return Ok(());
     }
-    mount_setattr(
-        tree,
-        all_below || !options.recursive_attributes.is_empty(),
-        &shared_call,
-    )?;
-    if options.attributes.is_empty() {
-        Ok(())
-    } else {
-        mount_setattr(tree, false, &top_only)
-    }
+    mount_setattr(tree, recursive, &attributes)
 }
 
 /// Makes a mount read-only.

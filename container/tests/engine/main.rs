@@ -15,6 +15,7 @@ mod exec;
 mod exit_codes;
 mod hooks;
 mod life;
+mod mounts;
 mod namespaces;
 mod paths;
 mod privileges;
@@ -45,6 +46,7 @@ fn all_tests() -> Vec<Test> {
         exit_codes::TESTS,
         hooks::TESTS,
         life::TESTS,
+        mounts::TESTS,
         namespaces::TESTS,
         paths::TESTS,
         privileges::TESTS,

@@ -65,11 +65,6 @@ fn fields_not_honoured_yet_are_refused_by_their_place() {
             json!({ "classID": 1 }),
             "linux.resources.network",
         ),
-        (
-            "/mounts/1/options/0",
-            json!("tmpcopyup"),
-            "mounts[1].options[0] (`tmpcopyup`)",
-        ),
     ] {
         let mut bundle = TestBundle::command(&["true"]);
         set(&mut bundle.config, pointer, value);
