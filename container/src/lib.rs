@@ -52,7 +52,7 @@ pub use bundle::{Bundle, BundleError};
 pub use cgroup::{CgroupError, Statistics};
 pub use container::{
     Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed, InitFailure,
-    KillError, PidFileError, ProcessError, StartError, Stdio, create,
+    KillError, PauseError, PidFileError, ProcessError, StartError, Stdio, create,
 };
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};

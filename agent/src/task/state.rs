@@ -16,6 +16,7 @@ pub(super) fn state(service: &TaskService, request: &StateRequest) -> Result<Sta
             Status::Creating => ReportedStatus::CREATING,
             Status::Created => ReportedStatus::CREATED,
             Status::Running => ReportedStatus::RUNNING,
+            Status::Paused => ReportedStatus::PAUSED,
             Status::Stopped => ReportedStatus::STOPPED,
         };
         let pid = if status == Status::Stopped {

@@ -15,15 +15,15 @@ pub enum CgroupError {
     #[error("{field}: the cgroup controller `{controller}` is not available")]
     NoController {
         /// The JSON path that asks for it.
-        field: &'static str,
+        field: String,
         /// The controller.
-        controller: &'static str,
+        controller: String,
     },
     /// A value cannot be said in the version of cgroups that is mounted.
     #[error("{field}: {problem}")]
     NotExpressible {
         /// The JSON path.
-        field: &'static str,
+        field: String,
         /// Why not.
         problem: String,
     },
@@ -31,7 +31,7 @@ pub enum CgroupError {
     #[error("{field}: cannot write `{value}` to {}", path.display())]
     Setting {
         /// The JSON path that asks for it.
-        field: &'static str,
+        field: String,
         /// What was written.
         value: String,
         /// Where.
@@ -40,6 +40,56 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// The controller is there, but not this part of it.
+    #[error("{field}: this kernel has no {}", path.display())]
+    NoFile {
+        /// The JSON path that asks for it.
+        field: String,
+        /// The file that is missing.
+        path: PathBuf,
+    },
+    /// The memory limit would have processes killed, and the configuration says to check before.
+    #[error("{field}: {limit} bytes are less than the {usage} that are in use")]
+    MemoryInUse {
+        /// The JSON path.
+        field: String,
+        /// The limit asked for.
+        limit: i64,
+        /// Bytes in use.
+        usage: u64,
+    },
+    /// Some limits were changed before one was refused, and could not be changed back.
+    #[error("not all limits could be changed, and these hold new ones: {}", paths(files))]
+    NotTakenBack {
+        /// The files with new values.
+        files: Vec<PathBuf>,
+        /// What was refused.
+        #[source]
+        source: Box<CgroupError>,
+    },
+    /// Processes in a frozen cgroup stand still.
+    #[error("the cgroup {} is frozen: thaw it, or choose another linux.cgroupsPath", path.display())]
+    Frozen {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// The cgroup cannot be thawed from where it is.
+    #[error("{} stays frozen: a cgroup above it is", path.display())]
+    FrozenAbove {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// The cgroup's processes did not all stand still.
+    #[error("{} was not frozen within {} seconds", path.display(), seconds)]
+    WouldNotFreeze {
+        /// The cgroup.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// No freezer.
+    #[error("processes cannot be paused here: neither cgroup2 nor the version 1 freezer is mounted")]
+    NoFreezer,
     /// Somebody lives there.
     #[error("the cgroup {} already has processes in it: choose another linux.cgroupsPath", path.display())]
     Occupied {
@@ -76,6 +126,11 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+}
+
+fn paths(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
 }
 
 impl CgroupError {

@@ -1,14 +1,19 @@
 //! A container's cgroups, version 1 and 2 behind one face. Names and semantics are those of the kernel's
 //! `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`.
 
+mod controllers;
 mod device_program;
 mod device_rules;
 mod error;
+mod freezer;
 mod hierarchies;
 mod plan;
 mod processes;
 mod removal;
+mod resources;
+mod setting;
 mod statistics;
+mod tree;
 mod v1;
 mod v2;
 
@@ -43,19 +48,9 @@ pub(crate) struct Member {
     pub(crate) path: PathBuf,
 }
 
-/// One value for one file of a cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Setting {
-    controller: &'static str,
-    file: String,
-    value: String,
-    /// The JSON path of what asked for it.
-    field: &'static str,
-}
-
 impl Cgroup {
     /// Decides where the cgroups will be and which parents are missing; makes nothing. A cgroup that exists is taken
-    /// over if no process is in it.
+    /// over if no process is in it and it is not frozen.
     pub(crate) fn locate(hierarchies: &Hierarchies, path: &Path) -> Result<Cgroup, CgroupError> {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let mut made_parents = Vec::new();
@@ -73,6 +68,7 @@ impl Cgroup {
                 made_parents.push(parent.to_owned());
             }
             processes::refuse_if_occupied(&leaf)?;
+            freezer::refuse_if_frozen(&leaf)?;
             members.push(Member {
                 hierarchy: hierarchy.clone(),
                 path: leaf,
@@ -103,7 +99,11 @@ impl Cgroup {
         for (member, (_, mount_point)) in self.members.iter().zip(hierarchies.iter()) {
             make_with_parents(&member.path)?;
             match &member.hierarchy {
-                Hierarchy::Unified => v2::enable_controllers(mount_point, &member.path)?,
+                Hierarchy::Unified if self.members.len() == 1 => {
+                    v2::enable_controllers(mount_point, &member.path, &controllers::version2_names())?;
+                }
+                // Beside version 1, the few controllers of cgroup2 are passed on where a limit needs them.
+                Hierarchy::Unified => {}
                 Hierarchy::Version1(controllers) if controllers == "cpuset" => {
                     v1::inherit_cpuset(mount_point, &member.path)?;
                 }
@@ -115,30 +115,14 @@ impl Cgroup {
 
     /// Sets the limits.
     pub(crate) fn limit(&self, plan: &CgroupPlan) -> Result<(), CgroupError> {
-        let unified = self.unified().filter(|_| self.members.len() == 1);
-        let settings = match unified {
-            Some(_) => v2::settings(&plan.resources)?,
-            None => v1::settings(&plan.resources)?,
-        };
-        for setting in settings {
-            let folder = match unified {
-                Some(member) => &member.path,
-                None => self
-                    .version1(setting.controller)
-                    .ok_or(CgroupError::NoController {
-                        field: setting.field,
-                        controller: setting.controller,
-                    })?,
-            };
-            setting.apply(folder)?;
-        }
-        match unified {
+        setting::apply(&self.settings(&plan.resources)?)?;
+        match self.unified().filter(|_| self.members.len() == 1) {
             Some(member) => device_program::attach(&member.path, &plan.device_rules),
             None => match self.version1("devices") {
                 Some(folder) => v1::limit_devices(folder, &plan.device_rules),
                 None => Err(CgroupError::NoController {
-                    field: "linux.resources.devices",
-                    controller: "devices",
+                    field: "linux.resources.devices".to_owned(),
+                    controller: "devices".to_owned(),
                 }),
             },
         }
@@ -185,23 +169,6 @@ impl Cgroup {
             .iter()
             .find(is_there)
             .map(|member| member.path.as_path())
-    }
-}
-
-impl Setting {
-    fn apply(&self, folder: &Path) -> Result<(), CgroupError> {
-        let path = folder.join(&self.file);
-        match write(&path, &self.value) {
-            Ok(()) => Ok(()),
-            // Without swap in the kernel there is no such file, and no swap to use either.
-            Err(Errno::NOENT) if self.file == "memory.swap.max" && self.value == "0" => Ok(()),
-            Err(errno) => Err(CgroupError::Setting {
-                field: self.field,
-                value: self.value.clone(),
-                path,
-                source: errno.into(),
-            }),
-        }
     }
 }
 

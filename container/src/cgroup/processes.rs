@@ -1,12 +1,13 @@
 //! The processes in a container's cgroups, and how to end them all.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
 
-use super::{Cgroup, CgroupError, Hierarchy, read, write};
+use super::{Cgroup, CgroupError, Hierarchy, tree, write};
 
 /// How long killed processes may take to be gone. One in an uninterruptible sleep can take as long as its device.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,32 +43,55 @@ impl Cgroup {
         }
     }
 
+    /// Sends a signal to every process, once.
+    pub(crate) fn signal_all(&self, signal: i32) -> Result<(), CgroupError> {
+        let Some(folder) = self.roll() else { return Ok(()) };
+        if signal == libc::SIGKILL {
+            return self.kill_once(folder, &processes_below(folder)?);
+        }
+        let was_frozen = self.is_frozen()?;
+        self.signal_frozen(folder, signal)?;
+        if was_frozen {
+            Ok(())
+        } else {
+            self.thaw_if_possible()
+        }
+    }
+
     fn kill_once(&self, folder: &Path, processes: &[i32]) -> Result<(), CgroupError> {
         // Linux 5.14: all at once, also those being forked.
         match write(&folder.join("cgroup.kill"), "1") {
-            Ok(()) => return Ok(()),
+            Ok(()) => return self.thaw_to_die(),
             Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(CgroupError::io("kill the processes of", folder, errno)),
         }
-        // A frozen process cannot fork; and it does not die until it is thawed.
-        let freezer = self
-            .version1("freezer")
-            .map(|folder| folder.join("freezer.state"));
-        let set_freezer = |state: &str| match &freezer {
-            Some(file) => match write(file, state) {
-                Ok(()) | Err(Errno::NOENT) => Ok(()),
-                Err(errno) => Err(CgroupError::io("write", file, errno)),
-            },
-            None => Ok(()),
-        };
-        set_freezer("FROZEN")?;
-        for pid in processes.iter().copied().filter_map(Pid::from_raw) {
-            match rustix::process::kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(errno) => return Err(CgroupError::io("kill a process of", folder, errno)),
-            }
+        match self.signal_frozen(folder, libc::SIGKILL) {
+            Ok(()) => {}
+            // What cannot be stopped can still be killed, only not all at once.
+            Err(CgroupError::WouldNotFreeze { .. }) => signal_each(folder, processes, libc::SIGKILL)?,
+            Err(error) => return Err(error),
         }
-        set_freezer("THAWED")
+        self.thaw_to_die()
+    }
+
+    /// A frozen process cannot fork: so none is missed. It stays frozen.
+    fn signal_frozen(&self, folder: &Path, signal: i32) -> Result<(), CgroupError> {
+        match self.freeze() {
+            Ok(()) | Err(CgroupError::NoFreezer) => {}
+            Err(error) => return Err(error),
+        }
+        let sent = processes_below(folder).and_then(|processes| signal_each(folder, &processes, signal));
+        if sent.is_err() {
+            self.thaw_if_possible()?;
+        }
+        sent
+    }
+
+    fn thaw_if_possible(&self) -> Result<(), CgroupError> {
+        match self.thaw() {
+            Err(CgroupError::NoFreezer) => Ok(()),
+            result => result,
+        }
     }
 
     /// The folder that knows every process of the container: the cgroup2 one, which can also kill, or else any.
@@ -93,38 +117,41 @@ pub(super) fn refuse_if_occupied(folder: &Path) -> Result<(), CgroupError> {
     }
 }
 
-fn processes_below(folder: &Path) -> Result<Vec<i32>, CgroupError> {
-    let file = folder.join("cgroup.procs");
-    let mut processes = match read(&file) {
-        Ok(text) => text.lines().filter_map(|line| line.trim().parse().ok()).collect(),
-        Err(Errno::NOENT | Errno::NODEV) => return Ok(Vec::new()),
-        // A threaded cgroup lists its processes at the domain above it.
-        Err(Errno::OPNOTSUPP) => Vec::new(),
-        Err(errno) => return Err(CgroupError::io("read", &file, errno)),
-    };
-    for child in children(folder)? {
-        processes.extend(processes_below(&child)?);
-    }
-    Ok(processes)
-}
-
-/// The cgroups directly below one. Its link count tells whether there are any, without listing all its files.
-pub(super) fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>, CgroupError> {
-    let failed = |error: std::io::Error| {
-        CgroupError::io("list", folder, Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    };
-    match rustix::fs::stat(folder) {
-        Ok(stat) if stat.st_nlink == 2 => return Ok(Vec::new()),
-        Ok(_) => {}
-        Err(Errno::NOENT) => return Ok(Vec::new()),
-        Err(errno) => return Err(CgroupError::io("look at", folder, errno)),
-    }
-    let mut children = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_dir() {
-            children.push(entry.path());
+fn signal_each(folder: &Path, processes: &[i32], signal: i32) -> Result<(), CgroupError> {
+    for pid in processes.iter().copied().filter(|&pid| pid > 0) {
+        // SAFETY: a system call that takes two numbers; the pid names one process and not a group.
+        if unsafe { libc::kill(pid, signal) } == 0 {
+            continue;
+        }
+        match Errno::from_io_error(&std::io::Error::last_os_error()) {
+            Some(Errno::SRCH) => {}
+            errno => {
+                let errno = errno.unwrap_or(Errno::IO);
+                return Err(CgroupError::io("send a signal to a process of", folder, errno));
+            }
         }
     }
-    Ok(children)
+    Ok(())
+}
+
+fn processes_below(folder: &Path) -> Result<Vec<i32>, CgroupError> {
+    let mut processes = Vec::new();
+    tree::visit(folder, |node| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(node.directory, c"cgroup.procs", flags, Mode::empty());
+        let mut text = String::new();
+        let read = file.and_then(|file| {
+            let read = std::fs::File::from(file).read_to_string(&mut text);
+            read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        });
+        match read {
+            Ok(_) => processes.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok())),
+            Err(Errno::NOENT | Errno::NODEV) => {}
+            // A threaded cgroup lists its processes at the domain above it.
+            Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(CgroupError::io("list the processes of", folder, errno)),
+        }
+        Ok(())
+    })?;
+    Ok(processes)
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs;
+use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 
-use super::{Cgroup, CgroupError, OWN_PARENT, processes};
+use super::{Cgroup, CgroupError, OWN_PARENT, tree};
 
 /// A cgroup can stay busy for a moment after its last process died.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,22 +40,28 @@ impl Cgroup {
 }
 
 fn remove_with_children(folder: &Path) -> Result<(), CgroupError> {
+    // Usually there is nothing below.
+    match fs::rmdir(folder) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(_) => {}
+    }
+    tree::visit(folder, |node| match node.above {
+        Some((parent, name)) => remove_patiently(folder, || fs::unlinkat(parent, name, AtFlags::REMOVEDIR)),
+        None => remove_patiently(folder, || fs::rmdir(folder)),
+    })
+}
+
+fn remove_patiently(folder: &Path, remove: impl Fn() -> Result<(), Errno>) -> Result<(), CgroupError> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_micros(100);
     loop {
-        match fs::rmdir(folder) {
+        match remove() {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY) if Instant::now() < deadline => {}
             Err(errno) => return Err(CgroupError::io("remove the cgroup", folder, errno)),
         }
-        let children = processes::children(folder)?;
-        if children.is_empty() {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
-        }
-        for child in children {
-            remove_with_children(&child)?;
-        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 

@@ -4,124 +4,214 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::controllers::Settings;
 use super::device_rules::{DeviceRule, Devices};
-use super::plan::Resources;
-use super::{CgroupError, Setting, read, write};
+use super::resources::{RdmaLimit, Resources, ThrottleKind};
+use super::setting::Setting;
+use super::{CgroupError, read, write};
 
-/// What to write for `resources`, in the order the kernel needs.
-pub(super) fn settings(resources: &Resources) -> Result<Vec<Setting>, CgroupError> {
-    if let Some((file, _)) = resources.unified.first() {
-        return Err(CgroupError::NotExpressible {
-            field: "linux.resources.unified",
-            problem: format!("`{file}` is a file of cgroup2, and the controllers here are on version 1"),
-        });
-    }
+pub(super) fn memory(resources: &Resources) -> Settings {
     let mut settings = Vec::new();
-    let mut set = |controller, file: &str, value: Option<String>, field| {
-        if let Some(value) = value {
-            settings.push(Setting {
-                controller,
-                file: file.to_owned(),
-                value,
-                field,
-            });
-        }
+    if resources.use_hierarchy {
+        settings.push(Setting::new(
+            "memory.use_hierarchy",
+            1,
+            "linux.resources.memory.useHierarchy",
+        ));
+    }
+    if let Some(limit) = resources.memory_limit {
+        settings.push(Setting::new(
+            "memory.limit_in_bytes",
+            limit,
+            "linux.resources.memory.limit",
+        ));
+    }
+    if let Some(limit) = resources.memory_and_swap_limit {
+        let setting = Setting::new(
+            "memory.memsw.limit_in_bytes",
+            limit,
+            "linux.resources.memory.swap",
+        );
+        settings.push(if limit < 0 { setting.dispensable() } else { setting });
+    }
+    if let Some(limit) = resources.memory_reservation {
+        settings.push(Setting::new(
+            "memory.soft_limit_in_bytes",
+            limit,
+            "linux.resources.memory.reservation",
+        ));
+    }
+    if let Some(swappiness) = resources.swappiness {
+        settings.push(Setting::new(
+            "memory.swappiness",
+            swappiness,
+            "linux.resources.memory.swappiness",
+        ));
+    }
+    if let Some(disable) = resources.disable_oom_killer {
+        settings.push(Setting::new(
+            "memory.oom_control",
+            u8::from(disable),
+            "linux.resources.memory.disableOOMKiller",
+        ));
+    }
+    Ok(settings)
+}
+
+pub(super) fn cpu(resources: &Resources) -> Settings {
+    let mut settings = Vec::new();
+    let mut set = |file, value: Option<String>, field| {
+        settings.extend(value.map(|value| Setting::new(file, value, field)));
     };
-    let text = |value: Option<i64>| value.map(|value| value.to_string());
+    let signed = |value: Option<i64>| value.map(|value| value.to_string());
     let unsigned = |value: Option<u64>| value.map(|value| value.to_string());
-    // The limit of memory and swap together may never be below that of memory, so memory comes first.
     set(
-        "memory",
-        "memory.limit_in_bytes",
-        text(resources.memory_limit),
-        "linux.resources.memory.limit",
-    );
-    set(
-        "memory",
-        "memory.memsw.limit_in_bytes",
-        text(resources.memory_and_swap_limit),
-        "linux.resources.memory.swap",
-    );
-    set(
-        "memory",
-        "memory.soft_limit_in_bytes",
-        text(resources.memory_reservation),
-        "linux.resources.memory.reservation",
-    );
-    set(
-        "memory",
-        "memory.swappiness",
-        unsigned(resources.swappiness),
-        "linux.resources.memory.swappiness",
-    );
-    set(
-        "memory",
-        "memory.oom_control",
-        resources.disable_oom_killer.then(|| "1".to_owned()),
-        "linux.resources.memory.disableOOMKiller",
-    );
-    set(
-        "cpu",
         "cpu.shares",
         unsigned(resources.cpu_shares),
         "linux.resources.cpu.shares",
     );
-    // The quota is checked against the period, and the burst against the quota.
     set(
-        "cpu",
         "cpu.cfs_period_us",
         unsigned(resources.cpu_period),
         "linux.resources.cpu.period",
     );
     set(
-        "cpu",
         "cpu.cfs_quota_us",
-        text(resources.cpu_quota),
+        signed(resources.cpu_quota),
         "linux.resources.cpu.quota",
     );
     set(
-        "cpu",
         "cpu.cfs_burst_us",
         unsigned(resources.cpu_burst),
         "linux.resources.cpu.burst",
     );
     set(
-        "cpu",
         "cpu.rt_period_us",
         unsigned(resources.realtime_period),
         "linux.resources.cpu.realtimePeriod",
     );
     set(
-        "cpu",
         "cpu.rt_runtime_us",
-        text(resources.realtime_runtime),
+        signed(resources.realtime_runtime),
         "linux.resources.cpu.realtimeRuntime",
     );
-    set(
-        "cpu",
-        "cpu.idle",
-        text(resources.cpu_idle),
-        "linux.resources.cpu.idle",
-    );
-    set(
-        "cpuset",
-        "cpuset.cpus",
-        resources.cpus.clone(),
-        "linux.resources.cpu.cpus",
-    );
-    set(
-        "cpuset",
-        "cpuset.mems",
-        resources.memory_nodes.clone(),
-        "linux.resources.cpu.mems",
-    );
-    set(
-        "pids",
-        "pids.max",
-        resources.process_limit.map(limit_or_max),
-        "linux.resources.pids.limit",
-    );
+    set("cpu.idle", signed(resources.cpu_idle), "linux.resources.cpu.idle");
     Ok(settings)
+}
+
+/// The same in both versions.
+pub(super) fn cpuset(resources: &Resources) -> Settings {
+    let cpus = resources
+        .cpus
+        .as_ref()
+        .map(|cpus| Setting::new("cpuset.cpus", cpus, "linux.resources.cpu.cpus"));
+    let nodes = resources
+        .memory_nodes
+        .as_ref()
+        .map(|nodes| Setting::new("cpuset.mems", nodes, "linux.resources.cpu.mems"));
+    Ok(cpus.into_iter().chain(nodes).collect())
+}
+
+/// The same in both versions.
+pub(super) fn pids(resources: &Resources) -> Settings {
+    let limit = resources
+        .process_limit
+        .map(|limit| Setting::new("pids.max", limit_or_max(limit), "linux.resources.pids.limit"));
+    Ok(limit.into_iter().collect())
+}
+
+/// Weights are those of CFQ up to Linux 4.20, and of BFQ since 5.0.
+pub(super) fn block_io(resources: &Resources) -> Settings {
+    let block_io = &resources.block_io;
+    let mut settings = Vec::new();
+    if let Some(weight) = block_io.weight {
+        let field = "linux.resources.blockIO.weight";
+        settings.push(Setting::new("blkio.weight", weight, field).or("blkio.bfq.weight", weight));
+    }
+    if let Some(weight) = block_io.leaf_weight {
+        let field = "linux.resources.blockIO.leafWeight";
+        settings.push(Setting::new("blkio.leaf_weight", weight, field));
+    }
+    for device in &block_io.devices {
+        if let Some(weight) = device.weight {
+            let value = format!("{} {weight}", device.device);
+            settings.push(
+                Setting::new("blkio.weight_device", &value, device.field.clone())
+                    .or("blkio.bfq.weight_device", value)
+                    .of_a_device("default"),
+            );
+        }
+        if let Some(weight) = device.leaf_weight {
+            let value = format!("{} {weight}", device.device);
+            settings
+                .push(Setting::new("blkio.leaf_weight_device", value, device.field.clone()).of_a_device("0"));
+        }
+    }
+    for throttle in &block_io.throttles {
+        let file = match throttle.kind {
+            ThrottleKind::ReadBytes => "blkio.throttle.read_bps_device",
+            ThrottleKind::WriteBytes => "blkio.throttle.write_bps_device",
+            ThrottleKind::ReadOperations => "blkio.throttle.read_iops_device",
+            ThrottleKind::WriteOperations => "blkio.throttle.write_iops_device",
+        };
+        let value = format!("{} {}", throttle.device, throttle.rate);
+        settings.push(Setting::new(file, value, throttle.field.clone()).of_a_device("0"));
+    }
+    Ok(settings)
+}
+
+/// Both what is in use and, where the kernel has that (Linux 5.7), what is reserved.
+pub(super) fn hugepages(resources: &Resources) -> Settings {
+    let mut settings = Vec::new();
+    for limit in &resources.hugepages {
+        let size = &limit.page_size;
+        let files = [
+            format!("hugetlb.{size}.limit_in_bytes"),
+            format!("hugetlb.{size}.rsvd.limit_in_bytes"),
+        ];
+        let [used, reserved] = files.map(|file| Setting::new(file, limit.limit, limit.field.clone()));
+        settings.extend([used, reserved.dispensable()]);
+    }
+    Ok(settings)
+}
+
+pub(super) fn network_class(resources: &Resources) -> Settings {
+    let class = resources
+        .network_class
+        .map(|class| Setting::new("net_cls.classid", class, "linux.resources.network.classID"));
+    Ok(class.into_iter().collect())
+}
+
+pub(super) fn network_priorities(resources: &Resources) -> Settings {
+    let setting = |(index, (interface, priority)): (usize, &(String, u32))| {
+        let field = format!("linux.resources.network.priorities[{index}]");
+        Setting::new("net_prio.ifpriomap", format!("{interface} {priority}"), field).of_a_device("0")
+    };
+    Ok(resources
+        .network_priorities
+        .iter()
+        .enumerate()
+        .map(setting)
+        .collect())
+}
+
+/// The same in both versions.
+pub(super) fn rdma(resources: &Resources) -> Settings {
+    let setting = |limit: &RdmaLimit| {
+        let mut value = limit.device.clone();
+        for (name, bound) in [("hca_handle", limit.handles), ("hca_object", limit.objects)] {
+            if let Some(bound) = bound {
+                value.push_str(&format!(" {name}={bound}"));
+            }
+        }
+        Setting::new(
+            "rdma.max",
+            value,
+            format!("linux.resources.rdma[`{}`]", limit.device),
+        )
+        .of_a_device("hca_handle=max hca_object=max")
+    };
+    Ok(resources.rdma.iter().map(setting).collect())
 }
 
 /// A count, or `max` for none.
@@ -163,7 +253,7 @@ pub(super) fn limit_devices(folder: &Path, rules: &[DeviceRule]) -> Result<(), C
         let earlier = rules.get(..index).unwrap_or_default();
         if !rule.allow && rule.devices != Devices::All && takes_back_a_part(rule, earlier) {
             return Err(CgroupError::NotExpressible {
-                field: "linux.resources.devices",
+                field: "linux.resources.devices".to_owned(),
                 problem: format!(
                     "denying `{rule}` after allowing more than that cannot be said in cgroup version 1"
                 ),
@@ -176,7 +266,7 @@ pub(super) fn limit_devices(folder: &Path, rules: &[DeviceRule]) -> Result<(), C
         });
         let value = rule.to_string();
         write(&file, &value).map_err(|errno: Errno| CgroupError::Setting {
-            field: "linux.resources.devices",
+            field: "linux.resources.devices".to_owned(),
             value,
             path: file,
             source: errno.into(),
@@ -230,52 +320,86 @@ mod tests {
     use super::super::device_rules;
     use super::*;
 
-    fn written(resources: &Resources) -> Vec<(String, String)> {
-        settings(resources)
+    fn written(settings: Settings) -> Vec<(String, String)> {
+        settings
             .unwrap()
             .into_iter()
             .map(|setting| (setting.file, setting.value))
             .collect()
     }
 
-    #[test]
-    fn memory_is_limited_before_memory_and_swap_and_the_period_set_before_the_quota() {
-        let resources = Resources {
-            memory_limit: Some(1 << 20),
-            memory_and_swap_limit: Some(2 << 20),
-            cpu_quota: Some(50_000),
-            cpu_period: Some(100_000),
-            process_limit: Some(-1),
-            ..Resources::default()
-        };
-        let expected = [
-            ("memory.limit_in_bytes", "1048576"),
-            ("memory.memsw.limit_in_bytes", "2097152"),
-            ("cpu.cfs_period_us", "100000"),
-            ("cpu.cfs_quota_us", "50000"),
-            ("pids.max", "max"),
-        ];
-        assert_eq!(
-            written(&resources),
-            expected.map(|(file, value)| (file.to_owned(), value.to_owned()))
-        );
+    fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> [(String, String); N] {
+        pairs.map(|(file, value)| (file.to_owned(), value.to_owned()))
     }
 
     #[test]
     fn no_limits_write_nothing() {
-        assert!(written(&Resources::default()).is_empty());
+        let none = Resources::default();
+        for settings in [
+            memory,
+            cpu,
+            cpuset,
+            pids,
+            block_io,
+            hugepages,
+            network_class,
+            network_priorities,
+            rdma,
+        ] {
+            assert!(settings(&none).unwrap().is_empty());
+        }
     }
 
     #[test]
-    fn cgroup2_files_are_refused() {
-        let resources = Resources {
-            unified: vec![("memory.high".into(), "1".into())],
-            ..Resources::default()
-        };
-        assert!(matches!(
-            settings(&resources),
-            Err(CgroupError::NotExpressible { .. })
-        ));
+    fn each_limit_of_a_block_device_has_a_file() {
+        let resources = r#"{"blockIO":{"weight":500,"leafWeight":300,
+            "weightDevice":[{"major":8,"minor":0,"weight":600,"leafWeight":10}],
+            "throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}],
+            "throttleWriteBpsDevice":[{"major":8,"minor":1,"rate":2}],
+            "throttleReadIOPSDevice":[{"major":8,"minor":2,"rate":3}],
+            "throttleWriteIOPSDevice":[{"major":8,"minor":3,"rate":0}]}}"#;
+        let resources = Resources::new(&serde_json::from_str(resources).unwrap()).unwrap();
+        let expected = [
+            ("blkio.weight", "500"),
+            ("blkio.leaf_weight", "300"),
+            ("blkio.weight_device", "8:0 600"),
+            ("blkio.leaf_weight_device", "8:0 10"),
+            ("blkio.throttle.read_bps_device", "8:0 1"),
+            ("blkio.throttle.write_bps_device", "8:1 2"),
+            ("blkio.throttle.read_iops_device", "8:2 3"),
+            ("blkio.throttle.write_iops_device", "8:3 0"),
+        ];
+        assert_eq!(written(block_io(&resources)), pairs(expected));
+    }
+
+    #[test]
+    fn networks_huge_pages_and_rdma_devices_are_limited_by_name() {
+        let resources = r#"{"network":{"classID":1048577,"priorities":[{"name":"lo","priority":7}]},
+            "hugepageLimits":[{"pageSize":"2MB","limit":4194304}],
+            "rdma":{"mlx5_1":{"hcaHandles":3,"hcaObjects":10000},"mlx4_0":{"hcaObjects":1}}}"#;
+        let resources = Resources::new(&serde_json::from_str(resources).unwrap()).unwrap();
+        assert_eq!(
+            written(network_class(&resources)),
+            pairs([("net_cls.classid", "1048577")])
+        );
+        assert_eq!(
+            written(network_priorities(&resources)),
+            pairs([("net_prio.ifpriomap", "lo 7")])
+        );
+        assert_eq!(
+            written(hugepages(&resources)),
+            pairs([
+                ("hugetlb.2MB.limit_in_bytes", "4194304"),
+                ("hugetlb.2MB.rsvd.limit_in_bytes", "4194304"),
+            ])
+        );
+        assert_eq!(
+            written(rdma(&resources)),
+            pairs([
+                ("rdma.max", "mlx4_0 hca_object=1"),
+                ("rdma.max", "mlx5_1 hca_handle=3 hca_object=10000"),
+            ])
+        );
     }
 
     #[test]

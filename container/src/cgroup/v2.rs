@@ -2,22 +2,26 @@
 
 use std::path::Path;
 
+use rustix::fs::{self, Access};
 use rustix::io::Errno;
 
-use super::plan::Resources;
+use super::controllers::Settings;
+use super::resources::{Resources, ThrottleKind};
+use super::setting::Setting;
 use super::v1::limit_or_max;
-use super::{CgroupError, Setting, read, write};
+use super::{CgroupError, read, write};
 
-/// The controllers a container is given wherever the kernel has them, for its limits and its statistics.
-const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
-
-/// Lets every cgroup from the root down to the leaf's parent pass its controllers on.
-pub(super) fn enable_controllers(mount_point: &Path, leaf: &Path) -> Result<(), CgroupError> {
+/// Lets every cgroup from the root down to the leaf's parent pass on those of `controllers` that the kernel has there.
+pub(super) fn enable_controllers(
+    mount_point: &Path,
+    leaf: &Path,
+    controllers: &[&str],
+) -> Result<(), CgroupError> {
     let available = mount_point.join("cgroup.controllers");
     let available = read(&available).map_err(|errno| CgroupError::io("read", &available, errno))?;
     let mut wanted: Vec<String> = available
         .split_whitespace()
-        .filter(|controller| CONTROLLERS.contains(controller))
+        .filter(|controller| controllers.contains(controller))
         .map(|controller| format!("+{controller}"))
         .collect();
     if wanted.is_empty() {
@@ -44,108 +48,170 @@ pub(super) fn enable_controllers(mount_point: &Path, leaf: &Path) -> Result<(), 
     Ok(())
 }
 
-/// What to write for `resources`.
-pub(super) fn settings(resources: &Resources) -> Result<Vec<Setting>, CgroupError> {
-    refuse_what_version_2_lacks(resources)?;
+/// The controllers that a cgroup has.
+pub(super) fn controllers(folder: &Path) -> Result<String, CgroupError> {
+    let file = folder.join("cgroup.controllers");
+    read(&file).map_err(|errno| CgroupError::io("read", &file, errno))
+}
+
+/// The mount point above a cgroup: the uppermost folder that is one.
+pub(super) fn root_above(leaf: &Path) -> &Path {
+    let is_cgroup = |folder: &&Path| fs::access(folder.join("cgroup.controllers"), Access::EXISTS).is_ok();
+    leaf.ancestors().take_while(is_cgroup).last().unwrap_or(leaf)
+}
+
+pub(super) fn memory(resources: &Resources) -> Settings {
+    refuse(
+        resources.swappiness.is_some(),
+        "linux.resources.memory.swappiness",
+    )?;
+    refuse(
+        resources.disable_oom_killer == Some(true),
+        "linux.resources.memory.disableOOMKiller",
+    )?;
     let mut settings = Vec::new();
-    let mut set = |controller, file: &str, value: Option<String>, field| {
-        if let Some(value) = value {
-            settings.push(Setting {
-                controller,
-                file: file.to_owned(),
-                value,
-                field,
-            });
-        }
-    };
-    set(
-        "memory",
-        "memory.max",
-        resources.memory_limit.map(limit_or_max),
-        "linux.resources.memory.limit",
-    );
-    set(
-        "memory",
-        "memory.swap.max",
-        swap_limit(resources),
-        "linux.resources.memory.swap",
-    );
-    set(
-        "memory",
-        "memory.low",
-        resources.memory_reservation.map(limit_or_max),
-        "linux.resources.memory.reservation",
-    );
-    set(
-        "cpu",
-        "cpu.weight",
-        resources
-            .cpu_shares
-            .map(|shares| weight_of_shares(shares).to_string()),
-        "linux.resources.cpu.shares",
-    );
-    set("cpu", "cpu.max", cpu_max(resources), "linux.resources.cpu.quota");
-    set(
-        "cpu",
-        "cpu.max.burst",
-        resources.cpu_burst.map(|burst| burst.to_string()),
-        "linux.resources.cpu.burst",
-    );
-    set(
-        "cpu",
-        "cpu.idle",
-        resources.cpu_idle.map(|idle| idle.to_string()),
-        "linux.resources.cpu.idle",
-    );
-    set(
-        "cpuset",
-        "cpuset.cpus",
-        resources.cpus.clone(),
-        "linux.resources.cpu.cpus",
-    );
-    set(
-        "cpuset",
-        "cpuset.mems",
-        resources.memory_nodes.clone(),
-        "linux.resources.cpu.mems",
-    );
-    set(
-        "pids",
-        "pids.max",
-        resources.process_limit.map(limit_or_max),
-        "linux.resources.pids.limit",
-    );
-    for (file, value) in &resources.unified {
-        set("cgroup2", file, Some(value.clone()), "linux.resources.unified");
+    if let Some(limit) = resources.memory_limit {
+        settings.push(Setting::new(
+            "memory.max",
+            limit_or_max(limit),
+            "linux.resources.memory.limit",
+        ));
+    }
+    if let Some(limit) = swap_limit(resources) {
+        let setting = Setting::new("memory.swap.max", &limit, "linux.resources.memory.swap");
+        // Without swap in the kernel there is no such file, and no swap to use either.
+        settings.push(match limit.as_str() {
+            "0" | "max" => setting.dispensable(),
+            _ => setting,
+        });
+    }
+    if let Some(limit) = resources.memory_reservation {
+        settings.push(Setting::new(
+            "memory.low",
+            limit_or_max(limit),
+            "linux.resources.memory.reservation",
+        ));
     }
     Ok(settings)
 }
 
-fn refuse_what_version_2_lacks(resources: &Resources) -> Result<(), CgroupError> {
-    let lacking = [
-        (
-            resources.swappiness.is_some(),
-            "linux.resources.memory.swappiness",
-        ),
-        (
-            resources.disable_oom_killer,
-            "linux.resources.memory.disableOOMKiller",
-        ),
-        (
-            resources.realtime_runtime.is_some(),
-            "linux.resources.cpu.realtimeRuntime",
-        ),
-        (
-            resources.realtime_period.is_some(),
-            "linux.resources.cpu.realtimePeriod",
-        ),
-    ];
-    match lacking.iter().find(|(asked_for, _)| *asked_for) {
-        Some((_, field)) => Err(CgroupError::NotExpressible {
-            field,
-            problem: "does not exist in cgroup2".to_owned(),
-        }),
-        None => Ok(()),
+pub(super) fn cpu(resources: &Resources) -> Settings {
+    refuse(
+        resources.realtime_runtime.is_some(),
+        "linux.resources.cpu.realtimeRuntime",
+    )?;
+    refuse(
+        resources.realtime_period.is_some(),
+        "linux.resources.cpu.realtimePeriod",
+    )?;
+    let mut settings = Vec::new();
+    if let Some(shares) = resources.cpu_shares {
+        settings.push(Setting::new(
+            "cpu.weight",
+            weight_of_shares(shares),
+            "linux.resources.cpu.shares",
+        ));
+    }
+    if let Some(value) = cpu_max(resources) {
+        settings.push(Setting::new("cpu.max", value, "linux.resources.cpu.quota"));
+    }
+    if let Some(burst) = resources.cpu_burst {
+        settings.push(Setting::new("cpu.max.burst", burst, "linux.resources.cpu.burst"));
+    }
+    if let Some(idle) = resources.cpu_idle {
+        settings.push(Setting::new("cpu.idle", idle, "linux.resources.cpu.idle"));
+    }
+    Ok(settings)
+}
+
+/// Weights are BFQ's where its scheduler is there, and otherwise those of the I/O cost model, on another scale.
+pub(super) fn block_io(resources: &Resources) -> Settings {
+    let block_io = &resources.block_io;
+    refuse(
+        block_io.leaf_weight.is_some(),
+        "linux.resources.blockIO.leafWeight",
+    )?;
+    let mut settings = Vec::new();
+    if let Some(weight) = block_io.weight {
+        let field = "linux.resources.blockIO.weight";
+        let io_weight = io_weight_of_block_weight(weight);
+        settings.push(Setting::new("io.bfq.weight", weight, field).or("io.weight", io_weight));
+    }
+    for device in &block_io.devices {
+        if device.leaf_weight.is_some() {
+            return Err(lacking(format!("{}.leafWeight", device.field)));
+        }
+        if let Some(weight) = device.weight {
+            let value = format!("{} {weight}", device.device);
+            let io_weight = format!("{} {}", device.device, io_weight_of_block_weight(weight));
+            settings.push(
+                Setting::new("io.bfq.weight", value, device.field.clone())
+                    .or("io.weight", io_weight)
+                    .of_a_device("default"),
+            );
+        }
+    }
+    for throttle in &block_io.throttles {
+        let key = match throttle.kind {
+            ThrottleKind::ReadBytes => "rbps",
+            ThrottleKind::WriteBytes => "wbps",
+            ThrottleKind::ReadOperations => "riops",
+            ThrottleKind::WriteOperations => "wiops",
+        };
+        let rate = match throttle.rate {
+            0 => "max".to_owned(),
+            rate => rate.to_string(),
+        };
+        let value = format!("{} {key}={rate}", throttle.device);
+        settings.push(
+            Setting::new("io.max", value, throttle.field.clone())
+                .of_a_device("rbps=max wbps=max riops=max wiops=max"),
+        );
+    }
+    Ok(settings)
+}
+
+/// Both what is in use and, where the kernel has that (Linux 5.7), what is reserved.
+pub(super) fn hugepages(resources: &Resources) -> Settings {
+    let mut settings = Vec::new();
+    for limit in &resources.hugepages {
+        let size = &limit.page_size;
+        let files = [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")];
+        let value = limit_or_max(limit.limit);
+        let [used, reserved] = files.map(|file| Setting::new(file, &value, limit.field.clone()));
+        settings.extend([used, reserved.dispensable()]);
+    }
+    Ok(settings)
+}
+
+pub(super) fn network_class(resources: &Resources) -> Settings {
+    refuse(
+        resources.network_class.is_some(),
+        "linux.resources.network.classID",
+    )?;
+    Ok(Vec::new())
+}
+
+pub(super) fn network_priorities(resources: &Resources) -> Settings {
+    refuse(
+        !resources.network_priorities.is_empty(),
+        "linux.resources.network.priorities",
+    )?;
+    Ok(Vec::new())
+}
+
+fn refuse(asked_for: bool, field: &'static str) -> Result<(), CgroupError> {
+    if asked_for {
+        Err(lacking(field.to_owned()))
+    } else {
+        Ok(())
+    }
+}
+
+fn lacking(field: String) -> CgroupError {
+    CgroupError::NotExpressible {
+        field,
+        problem: "does not exist in cgroup2".to_owned(),
     }
 }
 
@@ -184,14 +250,19 @@ fn weight_of_shares(shares: u64) -> u64 {
     }
 }
 
+/// A block weight (10 to 1000) as a weight of I/O (1 to 10000), on a straight line.
+fn io_weight_of_block_weight(weight: u16) -> u64 {
+    1 + u64::from(weight.saturating_sub(10)) * 9999 / 990
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
 
-    fn written(resources: &Resources) -> Vec<(String, String)> {
-        settings(resources)
+    fn written(settings: Settings) -> Vec<(String, String)> {
+        settings
             .unwrap()
             .into_iter()
             .map(|setting| (setting.file, setting.value))
@@ -215,7 +286,7 @@ mod tests {
             pair("memory.swap.max", "500"),
             pair("memory.low", "max"),
         ];
-        assert_eq!(written(&resources), expected);
+        assert_eq!(written(memory(&resources)), expected);
     }
 
     #[test]
@@ -224,12 +295,12 @@ mod tests {
             cpu_quota: Some(50_000),
             ..Resources::default()
         };
-        assert_eq!(written(&quota), [pair("cpu.max", "50000 100000")]);
+        assert_eq!(written(cpu(&quota)), [pair("cpu.max", "50000 100000")]);
         let period = Resources {
             cpu_period: Some(20_000),
             ..Resources::default()
         };
-        assert_eq!(written(&period), [pair("cpu.max", "max 20000")]);
+        assert_eq!(written(cpu(&period)), [pair("cpu.max", "max 20000")]);
     }
 
     #[test]
@@ -245,15 +316,67 @@ mod tests {
     }
 
     #[test]
-    fn what_version_2_lacks_is_refused() {
-        let resources = Resources {
-            swappiness: Some(1),
-            ..Resources::default()
-        };
-        assert!(matches!(
-            settings(&resources),
-            Err(CgroupError::NotExpressible { .. })
-        ));
+    fn what_version_2_lacks_is_refused_by_its_place() {
+        for (resources, field) in [
+            (r#"{"memory":{"swappiness":1}}"#, "memory.swappiness"),
+            (
+                r#"{"memory":{"disableOOMKiller":true}}"#,
+                "memory.disableOOMKiller",
+            ),
+            (r#"{"cpu":{"realtimePeriod":1000}}"#, "cpu.realtimePeriod"),
+            (r#"{"cpu":{"realtimeRuntime":500}}"#, "cpu.realtimeRuntime"),
+            (r#"{"blockIO":{"leafWeight":500}}"#, "blockIO.leafWeight"),
+            (
+                r#"{"blockIO":{"weightDevice":[{"major":8,"minor":0,"leafWeight":500}]}}"#,
+                "blockIO.weightDevice[0].leafWeight",
+            ),
+            (r#"{"network":{"classID":1}}"#, "network.classID"),
+            (
+                r#"{"network":{"priorities":[{"name":"lo","priority":1}]}}"#,
+                "network.priorities",
+            ),
+        ] {
+            let plan = Resources::new(&serde_json::from_str(resources).unwrap()).unwrap();
+            let refused = [memory, cpu, block_io, network_class, network_priorities]
+                .iter()
+                .find_map(|settings| settings(&plan).err())
+                .unwrap();
+            assert_eq!(
+                refused.to_string(),
+                format!("linux.resources.{field}: does not exist in cgroup2")
+            );
+        }
+    }
+
+    #[test]
+    fn block_devices_are_weighed_by_either_scheduler_and_throttled_in_one_file() {
+        let resources = r#"{"blockIO":{"weight":1000,"weightDevice":[{"major":8,"minor":0,"weight":10}],
+            "throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}],
+            "throttleWriteBpsDevice":[{"major":8,"minor":1,"rate":2}],
+            "throttleReadIOPSDevice":[{"major":8,"minor":2,"rate":3}],
+            "throttleWriteIOPSDevice":[{"major":8,"minor":3,"rate":0}]}}"#;
+        let resources = Resources::new(&serde_json::from_str(resources).unwrap()).unwrap();
+        let expected = [
+            pair("io.bfq.weight", "1000"),
+            pair("io.bfq.weight", "8:0 10"),
+            pair("io.max", "8:0 rbps=1"),
+            pair("io.max", "8:1 wbps=2"),
+            pair("io.max", "8:2 riops=3"),
+            pair("io.max", "8:3 wiops=max"),
+        ];
+        assert_eq!(written(block_io(&resources)), expected);
+        assert_eq!([10, 500, 1000].map(io_weight_of_block_weight), [1, 4950, 10_000]);
+    }
+
+    #[test]
+    fn huge_pages_without_limit_are_max() {
+        let resources = r#"{"hugepageLimits":[{"pageSize":"1GB","limit":-1}]}"#;
+        let resources = Resources::new(&serde_json::from_str(resources).unwrap()).unwrap();
+        let expected = [
+            pair("hugetlb.1GB.max", "max"),
+            pair("hugetlb.1GB.rsvd.max", "max"),
+        ];
+        assert_eq!(written(hugepages(&resources)), expected);
     }
 
     #[test]
@@ -265,7 +388,10 @@ mod tests {
         for folder in [root.path(), &root.path().join("a"), &leaf] {
             fs::write(folder.join("cgroup.subtree_control"), "").unwrap();
         }
-        enable_controllers(root.path(), &leaf).unwrap();
+        enable_controllers(root.path(), &leaf, &["memory", "cpu", "io"]).unwrap();
+        fs::write(leaf.join("cgroup.controllers"), "").unwrap();
+        fs::write(root.path().join("a/cgroup.controllers"), "").unwrap();
+        assert_eq!(root_above(&leaf), root.path());
         for (folder, expected) in [("", "+cpu +memory"), ("a", "+cpu +memory"), ("a/b", "")] {
             let file = root.path().join(folder).join("cgroup.subtree_control");
             assert_eq!(fs::read_to_string(file).unwrap(), expected);

@@ -130,7 +130,8 @@ impl Creation<'_> {
             channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
         }
         self.state.pid = Some(pid);
-        let (terminal, warnings) = self.wait_until_ready(&channel)?;
+        let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
+        warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
         let terminal = self.deliver(terminal)?;

@@ -104,6 +104,7 @@ impl Container {
             Err(Errno::SRCH) => return Ok(()),
             Err(errno) => return Err(failed(errno.into())),
         }
+        self.thaw_to_die()?;
         wait_for_end(&pidfd).map_err(|errno| failed(errno.into()))
     }
 }

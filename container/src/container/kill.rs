@@ -1,4 +1,4 @@
-//! `kill`: a signal to the container's first process. It takes no lock, so nothing that hangs can hold it up.
+//! `kill`: a signal to the container's first process, or to all. It takes no lock, so nothing that hangs can hold it up.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 
 use super::Container;
+use crate::cgroup::CgroupError;
 use crate::kernel::pidfd::send_signal;
 use crate::signal::Signal;
 use crate::state::Status;
@@ -30,11 +31,14 @@ pub enum KillError {
         #[source]
         source: io::Error,
     },
+    /// The container's processes could not be found, or not be let die.
+    #[error("cannot send the signal to the processes of the container's cgroup")]
+    Cgroup(#[source] CgroupError),
 }
 
 impl Container {
     /// Sends `signal` to the container's first process. What it does there is the program's choice, save for KILL and
-    /// STOP.
+    /// STOP. A paused container goes on when it is sent KILL, for else it would not die.
     pub fn kill(&self, signal: Signal) -> Result<(), KillError> {
         let not_running = || KillError::NotRunning {
             id: self.id.to_string(),
@@ -52,9 +56,21 @@ impl Container {
             Err(error) => return Err(failed(io::Error::other(error))),
         }
         match send_signal(pidfd.as_fd(), signal.number()) {
+            Ok(()) if signal == Signal::KILL => self.thaw_to_die().map_err(KillError::Cgroup),
             Ok(()) => Ok(()),
             Err(Errno::SRCH) => Err(not_running()),
             Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Sends `signal` to every process in the container's cgroup, once, its first process among them or dead already.
+    /// Nobody is missed, not even what is being forked, wherever there is a freezer.
+    pub fn kill_all(&self, signal: Signal) -> Result<(), KillError> {
+        match &self.record.cgroup {
+            Some(cgroup) => cgroup.signal_all(signal.number()).map_err(KillError::Cgroup),
+            None => Err(KillError::NotRunning {
+                id: self.id.to_string(),
+            }),
         }
     }
 }

@@ -67,6 +67,13 @@ impl Container {
     /// Lets the container's process become its program. Returns when the kernel has executed it, or refused to.
     pub fn start(&self) -> Result<(), StartError> {
         let _lock = self.directory.lock()?;
+        if self.status()? == Status::Paused {
+            // It would never answer.
+            return Err(StartError::NotCreated {
+                id: self.id.to_string(),
+                status: Status::Paused,
+            });
+        }
         let Some(socket) = self.directory.connect_to_start()? else {
             // Also where a starter died right after its work: what it did not remove would tell of a container that
             // still waits.

@@ -14,10 +14,18 @@ impl Container {
             path: self.directory.path().to_owned(),
             source: errno.into(),
         })?;
-        Ok(match alive {
-            false => Status::Stopped,
-            true if self.directory.waits_for_start() => Status::Created,
-            true => Status::Running,
+        if !alive {
+            return Ok(Status::Stopped);
+        }
+        let frozen = self.is_frozen().map_err(|error| StateError::Io {
+            doing: "look at the freezer of",
+            path: self.directory.path().to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        Ok(match frozen {
+            true => Status::Paused,
+            false if self.directory.waits_for_start() => Status::Created,
+            false => Status::Running,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The fields of the runtime specification that are not honoured yet. Each is refused: a container that looks
 //! confined but is not would be worse than none.
 
-use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use super::SpecError;
 
@@ -21,9 +21,6 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
     }
     if let Some(linux) = spec.linux() {
         refuse_of_linux(linux, &mut present);
-        if let Some(resources) = linux.resources() {
-            refuse_of_resources(resources, &mut present);
-        }
     }
     match fields.first() {
         Some(field) => Err(SpecError::unsupported(*field)),
@@ -58,21 +55,5 @@ fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) 
             .as_ref()
             .is_some_and(|devices| !devices.is_empty()),
         "linux.netDevices",
-    );
-}
-
-fn refuse_of_resources(resources: &LinuxResources, present: &mut impl FnMut(bool, &'static str)) {
-    present(resources.block_io().is_some(), "linux.resources.blockIO");
-    present(
-        resources
-            .hugepage_limits()
-            .as_ref()
-            .is_some_and(|limits| !limits.is_empty()),
-        "linux.resources.hugepageLimits",
-    );
-    present(resources.network().is_some(), "linux.resources.network");
-    present(
-        resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()),
-        "linux.resources.rdma",
     );
 }

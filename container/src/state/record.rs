@@ -38,6 +38,8 @@ pub enum Status {
     Created,
     /// Its process runs the program.
     Running,
+    /// Its processes stand still, whoever stopped them.
+    Paused,
     /// Its process ended.
     Stopped,
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Status {
             Status::Creating => "creating",
             Status::Created => "created",
             Status::Running => "running",
+            Status::Paused => "paused",
             Status::Stopped => "stopped",
         })
     }

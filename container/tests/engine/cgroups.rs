@@ -20,6 +20,12 @@ crate::tests!(
     a_limit_the_kernel_refuses_is_named_and_undone,
     cgroups_made_inside_the_container_go_with_it,
     cgroup2_alone_holds_a_container_and_its_devices,
+    block_devices_are_weighed_and_throttled,
+    huge_pages_are_limited_on_whichever_version_has_them,
+    huge_pages_are_limited_in_cgroup2,
+    limits_without_their_controller_or_file_are_named,
+    bursts_idleness_and_unlimited_values_are_written,
+    obsolete_limits_are_ignored_with_a_warning,
 );
 
 fn too_much_memory_is_137() {
@@ -190,6 +196,182 @@ fn cgroup2_alone_holds_a_container_and_its_devices() {
     let mut container = forced.create(Stdio::Inherit).unwrap();
     container.start().unwrap();
     wait_until(|| container.processes().unwrap().len() == 3);
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+/// A block device of this machine that takes limits.
+fn block_device() -> Option<(u64, u64)> {
+    let disk = fs::read_dir("/sys/block").ok()?.flatten().find(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        ["vd", "sd", "xvd", "nvme"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    })?;
+    let number = fs::read_to_string(disk.path().join("dev")).ok()?;
+    let (major, minor) = number.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn block_devices_are_weighed_and_throttled() {
+    let Some((major, minor)) = block_device() else {
+        println!("SKIPPED: no disk whose I/O could be limited");
+        return;
+    };
+    let mut bundle = TestBundle::command(&["true"]);
+    let limit = |rate: u64| json!([{ "major": major, "minor": minor, "rate": rate }]);
+    bundle.config["linux"]["resources"]["blockIO"] = json!({
+        "weight": 500,
+        "throttleReadBpsDevice": limit(1 << 20), "throttleWriteBpsDevice": limit(2 << 20),
+        "throttleReadIOPSDevice": limit(100), "throttleWriteIOPSDevice": limit(200)
+    });
+    let mut container = bundle
+        .create(Stdio::Inherit)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let read = |file: &str| fs::read_to_string(folder(&bundle, "blkio").join(file));
+    for (file, rate) in [
+        ("read_bps_device", 1 << 20),
+        ("write_bps_device", 2 << 20),
+        ("read_iops_device", 100),
+        ("write_iops_device", 200),
+    ] {
+        let value = read(&format!("blkio.throttle.{file}")).unwrap();
+        assert_eq!(value.trim(), format!("{major}:{minor} {rate}"), "{file}");
+    }
+    let weight = read("blkio.weight")
+        .or_else(|_| read("blkio.bfq.weight"))
+        .unwrap();
+    assert_eq!(weight.trim(), "500");
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn huge_page_size() -> Option<String> {
+    let sizes = fs::read_dir("/sys/kernel/mm/hugepages").ok()?.flatten();
+    let kilobytes = sizes.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.strip_prefix("hugepages-")?
+            .strip_suffix("kB")?
+            .parse::<u64>()
+            .ok()
+    });
+    kilobytes.min().map(|size| format!("{}MB", size >> 10))
+}
+
+fn huge_pages_are_limited_on_whichever_version_has_them() {
+    let roots = [
+        "/sys/fs/cgroup/hugetlb",
+        "/sys/fs/cgroup/unified",
+        "/sys/fs/cgroup",
+    ];
+    let has_controller = |root: &&str| {
+        fs::exists(format!("{root}/hugetlb.2MB.limit_in_bytes")).unwrap()
+            || fs::read_to_string(format!("{root}/cgroup.controllers"))
+                .is_ok_and(|text| text.contains("hugetlb"))
+    };
+    let (Some(root), Some(size)) = (roots.into_iter().find(has_controller), huge_page_size()) else {
+        println!("SKIPPED: this kernel limits no huge pages");
+        return;
+    };
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": size, "limit": 64 << 20 }]);
+    let mut container = bundle
+        .create(Stdio::Inherit)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let folder = Path::new(root).join("bulkhead").join(bundle.id.as_str());
+    let limit = fs::read_to_string(folder.join(format!("hugetlb.{size}.max")))
+        .or_else(|_| fs::read_to_string(folder.join(format!("hugetlb.{size}.limit_in_bytes"))));
+    assert_eq!(limit.unwrap().trim(), (64 << 20).to_string());
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn huge_pages_are_limited_in_cgroup2() {
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    huge_pages_are_limited_on_whichever_version_has_them();
+}
+
+fn limits_without_their_controller_or_file_are_named() {
+    let message = |resources: serde_json::Value| {
+        let mut bundle = TestBundle::command(&["true"]);
+        bundle.config["linux"]["resources"] = resources;
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        fs::remove_dir_all(&bundle.folder).unwrap();
+        message
+    };
+    let network = message(json!({ "network": { "classID": 0x10_0001 } }));
+    if !fs::exists("/sys/fs/cgroup/net_cls").unwrap() {
+        assert!(
+            network.contains("linux.resources.network.classID: the cgroup controller `net_cls`"),
+            "{network}"
+        );
+    }
+    let pages = message(json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 0 }] }));
+    assert!(pages.contains("linux.resources.hugepageLimits[0]: "), "{pages}");
+    let unified = message(json!({ "unified": { "memory.high": "1000000" } }));
+    assert!(
+        unified.contains("linux.resources.unified[`memory.high`]: is a file of cgroup2"),
+        "{unified}"
+    );
+    let device = message(json!({ "blockIO": {
+        "throttleReadBpsDevice": [{ "major": 4000, "minor": 0, "rate": 1 }]
+    }}));
+    assert!(
+        device.contains("linux.resources.blockIO.throttleReadBpsDevice[0]"),
+        "{device}"
+    );
+
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    let memory = message(json!({ "memory": { "limit": 64 << 20 } }));
+    let has_memory = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+        .unwrap()
+        .contains("memory");
+    if !has_memory {
+        assert!(
+            memory.contains("linux.resources.memory.limit: the cgroup controller `memory`"),
+            "{memory}"
+        );
+    }
+    let network = message(json!({ "network": { "classID": 1 } }));
+    assert!(
+        network.contains("linux.resources.network.classID: does not exist in cgroup2"),
+        "{network}"
+    );
+}
+
+fn bursts_idleness_and_unlimited_values_are_written() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config["linux"]["resources"] = json!({
+        "memory": { "limit": -1, "useHierarchy": true, "disableOOMKiller": true, "swappiness": 10 },
+        "cpu": { "quota": 50_000, "period": 100_000, "burst": 20_000, "idle": 1 },
+        "pids": { "limit": -1 }
+    });
+    let mut container = bundle
+        .create(Stdio::Inherit)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    for (controller, file, value) in [
+        ("cpu", "cpu.cfs_burst_us", "20000"),
+        ("cpu", "cpu.idle", "1"),
+        ("pids", "pids.max", "max"),
+        ("memory", "memory.swappiness", "10"),
+        ("memory", "memory.oom_control", "oom_kill_disable 1"),
+    ] {
+        let text = fs::read_to_string(folder(&bundle, controller).join(file)).unwrap();
+        assert_eq!(text.lines().next().unwrap(), value, "{file}");
+    }
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn obsolete_limits_are_ignored_with_a_warning() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config["linux"]["resources"]["memory"] = json!({ "kernel": 1 << 20, "kernelTCP": 1 << 20 });
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let warnings = container.take_warnings().join("\n");
+    assert!(
+        warnings.contains("linux.resources.memory.kernel is ignored") && warnings.contains("kernelTCP"),
+        "{warnings}"
+    );
     container.delete(true).unwrap();
     wait(&container);
 }

@@ -18,6 +18,7 @@ mod life;
 mod mounts;
 mod namespaces;
 mod paths;
+mod pause;
 mod privileges;
 mod refusals;
 mod terminal;
@@ -49,6 +50,7 @@ fn all_tests() -> Vec<Test> {
         mounts::TESTS,
         namespaces::TESTS,
         paths::TESTS,
+        pause::TESTS,
         privileges::TESTS,
         refusals::TESTS,
         terminal::TESTS,

@@ -424,7 +424,7 @@ fn a_relative_destination_begins_at_the_root() {
     let source = volume(&bundle);
     bundle.mount(json!({ "destination": "var/data", "source": source, "options": ["bind"] }));
     let mut container = bundle.create(Stdio::Inherit).unwrap();
-    assert!(container.warnings()[0].contains("mounts[7].destination"));
+    assert!(container.take_warnings()[0].contains("mounts[7].destination"));
     container.delete(true).unwrap();
     crate::bundle::wait(&container);
     assert_eq!(bundle.output(), "from outside\n");

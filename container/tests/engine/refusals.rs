@@ -50,21 +50,6 @@ fn fields_not_honoured_yet_are_refused_by_their_place() {
             json!({ "domain": "LINUX32" }),
             "linux.personality",
         ),
-        (
-            "/linux/resources/blockIO",
-            json!({ "weight": 10 }),
-            "linux.resources.blockIO",
-        ),
-        (
-            "/linux/resources/hugepageLimits",
-            json!([{ "pageSize": "2MB", "limit": 1 }]),
-            "linux.resources.hugepageLimits",
-        ),
-        (
-            "/linux/resources/network",
-            json!({ "classID": 1 }),
-            "linux.resources.network",
-        ),
     ] {
         let mut bundle = TestBundle::command(&["true"]);
         set(&mut bundle.config, pointer, value);
@@ -87,7 +72,6 @@ fn empty_fields_not_honoured_yet_are_no_reason() {
         json!({ "prestart": [], "poststop": [] }),
     );
     set(&mut bundle.config, "/process/apparmorProfile", json!(""));
-    set(&mut bundle.config, "/linux/resources/hugepageLimits", json!([]));
     bundle.output();
 }
 
