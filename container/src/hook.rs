@@ -1,8 +1,10 @@
 //! Running the configuration's hooks: programs that are told the container's state on their standard input.
 
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
@@ -59,19 +61,36 @@ pub enum HookError {
     },
 }
 
+/// The environment of a hook whose configuration does not say: others have left it that of whoever runs the hook, and
+/// hooks count on that.
+#[derive(Clone, Copy)]
+pub(crate) enum DefaultEnvironment<'a> {
+    /// This process's own.
+    Inherited,
+    /// `NAME=VALUE`, each.
+    These(&'a [CString]),
+}
+
 /// Runs hooks in their order, until one fails.
-pub(crate) fn run_all(hooks: &[Hook], state: &OciState) -> Result<(), HookError> {
-    hooks.iter().try_for_each(|hook| run(hook, state))
+pub(crate) fn run_all(
+    hooks: &[Hook],
+    state: &OciState,
+    default: DefaultEnvironment<'_>,
+) -> Result<(), HookError> {
+    hooks.iter().try_for_each(|hook| run(hook, state, default))
 }
 
 /// Runs hooks in their order, all of them, and returns what went wrong.
 pub(crate) fn run_each(hooks: &[Hook], state: &OciState) -> Vec<HookError> {
-    hooks.iter().filter_map(|hook| run(hook, state).err()).collect()
+    hooks
+        .iter()
+        .filter_map(|hook| run(hook, state, DefaultEnvironment::Inherited).err())
+        .collect()
 }
 
 /// Runs one hook to its end. Its streams are files in memory: neither a hook that does not read nor one that a
 /// grandchild of which keeps the output open can hold anybody up.
-fn run(hook: &Hook, state: &OciState) -> Result<(), HookError> {
+fn run(hook: &Hook, state: &OciState, default: DefaultEnvironment<'_>) -> Result<(), HookError> {
     let step = |doing| {
         move |source| HookError::Step {
             field: hook.field.clone(),
@@ -93,13 +112,8 @@ fn run(hook: &Hook, state: &OciState) -> Result<(), HookError> {
     if let Some((name, arguments)) = hook.arguments.split_first() {
         command.arg0(name).args(arguments);
     }
-    let variables = hook
-        .environment
-        .iter()
-        .filter_map(|variable| variable.split_once('='));
+    set_environment(&mut command, hook.environment.as_deref(), default);
     command
-        .env_clear()
-        .envs(variables)
         .stdin(input)
         .stdout(output_of_child()?)
         .stderr(output_of_child()?)
@@ -130,6 +144,26 @@ fn run(hook: &Hook, state: &OciState) -> Result<(), HookError> {
             let seconds = hook.timeout.unwrap_or_default();
             let how = format!("did not end within its timeout of {seconds} s and was killed");
             Err(failed(how, &mut output))
+        }
+    }
+}
+
+fn set_environment(command: &mut Command, configured: Option<&[String]>, default: DefaultEnvironment<'_>) {
+    let split = |variable: &[u8]| -> Option<(OsString, OsString)> {
+        let equals = variable.iter().position(|&byte| byte == b'=')?;
+        let (name, value) = variable.split_at_checked(equals)?;
+        let owned = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+        Some((owned(name), owned(value.get(1..)?)))
+    };
+    match (configured, default) {
+        (Some(variables), _) => {
+            let variables = variables.iter().filter_map(|variable| split(variable.as_bytes()));
+            command.env_clear().envs(variables);
+        }
+        (None, DefaultEnvironment::Inherited) => {}
+        (None, DefaultEnvironment::These(variables)) => {
+            let variables = variables.iter().filter_map(|variable| split(variable.as_bytes()));
+            command.env_clear().envs(variables);
         }
     }
 }
@@ -202,7 +236,7 @@ mod tests {
             field: "hooks.prestart[0]".into(),
             path: "/bin/sh".into(),
             arguments: vec!["hook".into(), "-c".into(), script.into()],
-            environment: vec!["GIVEN=yes".into()],
+            environment: Some(vec!["GIVEN=yes".into()]),
             timeout,
         }
     }
@@ -223,7 +257,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("said");
         let script = format!("(cat; echo; env; echo $0) > {}", file.display());
-        run(&shell(&script, None), &state()).unwrap();
+        run(&shell(&script, None), &state(), DefaultEnvironment::Inherited).unwrap();
         let said = std::fs::read_to_string(file).unwrap();
         let found: OciState = serde_json::from_str(said.lines().next().unwrap()).unwrap();
         assert_eq!(found, state());
@@ -232,8 +266,27 @@ mod tests {
     }
 
     #[test]
+    fn a_hook_that_says_nothing_of_its_environment_gets_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("said");
+        let mut hook = shell(&format!("env > {}", file.display()), None);
+        hook.environment = None;
+        run(&hook, &state(), DefaultEnvironment::Inherited).unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains("CARGO"));
+        let these = [c"A=b=c".to_owned(), c"no variable".to_owned()];
+        run(&hook, &state(), DefaultEnvironment::These(&these)).unwrap();
+        let said = std::fs::read_to_string(&file).unwrap();
+        assert!(said.contains("A=b=c") && !said.contains("CARGO"), "{said}");
+    }
+
+    #[test]
     fn a_failing_hook_is_quoted() {
-        let error = run(&shell("echo it rains >&2; exit 3", None), &state()).unwrap_err();
+        let error = run(
+            &shell("echo it rains >&2; exit 3", None),
+            &state(),
+            DefaultEnvironment::Inherited,
+        )
+        .unwrap_err();
         assert_eq!(
             error.to_string(),
             "hooks.prestart[0]: /bin/sh ended with code 3, saying: it rains"
@@ -246,7 +299,7 @@ mod tests {
         let file = folder.path().join("pid");
         let began = Instant::now();
         let script = format!("sleep 60 & echo $! > {}; wait", file.display());
-        let error = run(&shell(&script, Some(1)), &state()).unwrap_err();
+        let error = run(&shell(&script, Some(1)), &state(), DefaultEnvironment::Inherited).unwrap_err();
         assert!(error.to_string().contains("within its timeout of 1 s"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(20));
         let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
@@ -264,7 +317,7 @@ mod tests {
     fn a_hook_that_cannot_be_executed_is_named() {
         let mut hook = shell("", None);
         hook.path = "/nowhere".into();
-        let error = run(&hook, &state()).unwrap_err();
+        let error = run(&hook, &state(), DefaultEnvironment::Inherited).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -281,7 +334,7 @@ mod tests {
             shell("exit 1", None),
             shell(&format!("echo >> {}", file.display()), None),
         ];
-        assert!(run_all(&hooks, &state()).is_err());
+        assert!(run_all(&hooks, &state(), DefaultEnvironment::Inherited).is_err());
         assert!(!file.exists());
         assert_eq!(run_each(&hooks, &state()).len(), 1);
         assert!(file.exists());

@@ -31,8 +31,8 @@ pub(crate) struct Joining<'a> {
     /// Standard input, output and error; none leaves the caller's.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) channel: InitChannel,
-    /// Descriptors from 3 on that the program keeps.
-    pub(crate) preserved: u32,
+    /// Descriptors that the program keeps.
+    pub(crate) preserved: Vec<RawFd>,
     /// What belongs to the caller alone.
     pub(crate) not_ours: [RawFd; 2],
 }
@@ -62,7 +62,7 @@ impl Joining<'_> {
         if self.channel.wait_for_caller().is_err() {
             return SETUP_FAILED;
         }
-        let mut kept = process::preserved_and(self.preserved, self.channel.as_fd().as_raw_fd());
+        let mut kept = process::preserved_and(&self.preserved, self.channel.as_fd().as_raw_fd());
         // SAFETY: the channel alone is used from here on, and everything here ends in execve or _exit.
         if unsafe { close_everything_but(&mut kept) }.is_err() {
             return SETUP_FAILED;

@@ -11,7 +11,7 @@ use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
 use crate::cgroup::{Cgroup, Hierarchies};
-use crate::hook;
+use crate::hook::{self, DefaultEnvironment};
 use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
@@ -175,7 +175,7 @@ impl Creation<'_> {
             channel: init_channel,
             state: self.state.clone(),
             start,
-            preserved: self.options.preserved,
+            preserved: self.options.preserved.clone(),
             keyring: self.options.keyring,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
@@ -210,7 +210,11 @@ impl Creation<'_> {
             match report {
                 Some((Report::AwaitsHooks, _)) => {
                     self.hooks_began = true;
-                    hook::run_all(&self.plan.hooks.create_runtime, &self.state)?;
+                    hook::run_all(
+                        &self.plan.hooks.create_runtime,
+                        &self.state,
+                        DefaultEnvironment::Inherited,
+                    )?;
                     channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
                 }
                 Some((Report::Ready { warnings }, terminal)) => return Ok((terminal, warnings)),

@@ -1,6 +1,6 @@
 //! What `create` is told.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use crate::bundle::Bundle;
@@ -35,7 +35,7 @@ pub struct CreateOptions<'a> {
     pub(super) stdio: Stdio,
     pub(super) pid_file: Option<&'a Path>,
     pub(super) console_socket: Option<&'a Path>,
-    pub(super) preserved: u32,
+    pub(super) preserved: Vec<RawFd>,
     pub(super) keyring: Keyring,
 }
 
@@ -49,7 +49,7 @@ impl<'a> CreateOptions<'a> {
             stdio: Stdio::Inherit,
             pid_file: None,
             console_socket: None,
-            preserved: 0,
+            preserved: Vec::new(),
             keyring: Keyring::New,
         }
     }
@@ -72,9 +72,9 @@ impl<'a> CreateOptions<'a> {
         self
     }
 
-    /// Lets the program keep the caller's descriptors from 3 on, this many. They have to be open.
-    pub fn preserved_descriptors(mut self, count: u32) -> CreateOptions<'a> {
-        self.preserved = count;
+    /// Lets the program keep these descriptors of the caller's, which have to be open and not close-on-exec.
+    pub fn preserved_descriptors(mut self, preserved: Vec<RawFd>) -> CreateOptions<'a> {
+        self.preserved = preserved;
         self
     }
 

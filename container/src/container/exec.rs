@@ -1,7 +1,7 @@
 //! `exec`: one more process in a running container.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process;
@@ -29,7 +29,7 @@ pub struct ExecOptions<'a> {
     stdio: Stdio,
     pid_file: Option<&'a Path>,
     console_socket: Option<&'a Path>,
-    preserved: u32,
+    preserved: Vec<RawFd>,
 }
 
 /// A process that runs in a container beside the first one. It is a child of this process; dropping this changes
@@ -119,7 +119,7 @@ impl<'a> ExecOptions<'a> {
             stdio: Stdio::Inherit,
             pid_file: None,
             console_socket: None,
-            preserved: 0,
+            preserved: Vec::new(),
         }
     }
 
@@ -141,9 +141,9 @@ impl<'a> ExecOptions<'a> {
         self
     }
 
-    /// Lets the program keep the caller's descriptors from 3 on, this many. They have to be open.
-    pub fn preserved_descriptors(mut self, count: u32) -> ExecOptions<'a> {
-        self.preserved = count;
+    /// Lets the program keep these descriptors of the caller's, which have to be open and not close-on-exec.
+    pub fn preserved_descriptors(mut self, preserved: Vec<RawFd>) -> ExecOptions<'a> {
+        self.preserved = preserved;
         self
     }
 }

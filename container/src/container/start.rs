@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::{Container, InitFailure};
-use crate::hook::{self, HookError};
+use crate::hook::{self, DefaultEnvironment, HookError};
 use crate::kernel::pidfd::send_signal;
 use crate::process::CommandFailure;
 use crate::process::channel::Report;
@@ -110,7 +110,11 @@ impl Container {
         if self.record.poststart_hooks.is_empty() {
             return Ok(());
         }
-        let Err(hook) = hook::run_all(&self.record.poststart_hooks, &self.state()?) else {
+        let Err(hook) = hook::run_all(
+            &self.record.poststart_hooks,
+            &self.state()?,
+            DefaultEnvironment::Inherited,
+        ) else {
             return Ok(());
         };
         let kill = || match self.pidfd()? {

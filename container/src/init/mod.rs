@@ -19,7 +19,7 @@ use rustix::process::umask;
 pub(crate) use namespaces::JoinedNamespaces;
 
 use crate::cgroup::Cgroup;
-use crate::hook;
+use crate::hook::{self, DefaultEnvironment};
 use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
 use crate::process::channel::{InitChannel, Report};
@@ -42,8 +42,8 @@ pub(crate) struct Init<'a> {
     pub(crate) state: OciState,
     /// Where to wait for being started.
     pub(crate) start: OwnedFd,
-    /// Descriptors from 3 on that the program keeps.
-    pub(crate) preserved: u32,
+    /// Descriptors that the program keeps.
+    pub(crate) preserved: Vec<RawFd>,
     pub(crate) keyring: Keyring,
     /// What belongs to the caller alone.
     pub(crate) not_ours: [RawFd; 2],
@@ -85,6 +85,7 @@ impl Init<'_> {
         Ok(hook::run_all(
             &hooks.create_container,
             &self.state_for_hooks(Status::Creating),
+            DefaultEnvironment::Inherited,
         )?)
     }
 

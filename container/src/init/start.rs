@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
 use super::Init;
-use crate::hook;
+use crate::hook::{self, DefaultEnvironment};
 use crate::process::channel::Report;
 use crate::process::{self, Ready, SETUP_FAILED, SetUpError, close_everything_but};
 use crate::state::Status;
@@ -19,7 +19,7 @@ impl Init<'_> {
         }
         // The wait can be long, and the caller's descriptors are the caller's: a pipe must end when the caller closes
         // it.
-        let mut kept = process::preserved_and(self.preserved, self.start.as_raw_fd());
+        let mut kept = process::preserved_and(&self.preserved, self.start.as_raw_fd());
         // SAFETY: the start socket alone is used from here on, and everything here ends in execve or _exit.
         if unsafe { close_everything_but(&mut kept) }.is_err() {
             return SETUP_FAILED;
@@ -35,10 +35,9 @@ impl Init<'_> {
 
     /// On success the starter's socket closes with the execution, and that is what it waits for.
     fn become_program(&self, ready: &Ready) -> (i32, Report) {
-        match hook::run_all(
-            &self.plan.hooks.start_container,
-            &self.state_for_hooks(Status::Created),
-        ) {
+        let hooks = &self.plan.hooks.start_container;
+        let state = self.state_for_hooks(Status::Created);
+        match hook::run_all(hooks, &state, DefaultEnvironment::These(&ready.environment)) {
             Ok(()) => ready.become_program(),
             Err(error) => (SETUP_FAILED, SetUpError::from(error).report()),
         }

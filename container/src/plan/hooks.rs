@@ -31,7 +31,8 @@ pub(crate) struct Hook {
     pub(crate) path: PathBuf,
     /// With the program's name for itself; may be empty.
     pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Vec<String>,
+    /// None where the configuration does not say.
+    pub(crate) environment: Option<Vec<String>>,
     /// Seconds it may take.
     pub(crate) timeout: Option<u64>,
 }
@@ -86,9 +87,10 @@ fn hook(field: String, configured: &ConfiguredHook) -> Result<Hook, SpecError> {
             }
         },
     };
-    let environment = configured.env().clone().unwrap_or_default();
+    let environment = configured.env().clone();
     if let Some(index) = environment
         .iter()
+        .flatten()
         .position(|variable| !variable.contains('=') || variable.starts_with('='))
     {
         return Err(SpecError::invalid(

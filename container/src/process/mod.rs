@@ -108,9 +108,9 @@ pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
     Ok(())
 }
 
-/// The numbers of the `count` descriptors that the program keeps, which begin at 3, and `own`.
-pub(crate) fn preserved_and(count: u32, own: RawFd) -> Vec<RawFd> {
-    (3..3 + count as RawFd).chain([own]).collect()
+/// The numbers of the descriptors that the program keeps, and `own`.
+pub(crate) fn preserved_and(preserved: &[RawFd], own: RawFd) -> Vec<RawFd> {
+    [preserved, &[own]].concat()
 }
 
 /// An error and its causes, outermost first.

@@ -14,7 +14,7 @@ use crate::kernel::execve::{StringArray, execve};
 pub(crate) struct Ready {
     pub(super) path: CString,
     pub(super) arguments: Vec<CString>,
-    pub(super) environment: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
     /// The caller's end of the terminal.
     pub(crate) terminal: Option<OwnedFd>,
     /// What could not be given and the specification allows to be missing.

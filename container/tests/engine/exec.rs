@@ -279,7 +279,7 @@ fn descriptors_are_kept_only_where_that_is_asked_for() {
         );
         let options = ExecOptions::new(&process)
             .stdio(stdio)
-            .preserved_descriptors(count);
+            .preserved_descriptors((3..3 + count).collect());
         let executed = container.exec(options).unwrap();
         let outcome = output.outcome(executed.wait().unwrap());
         let found: Vec<_> = outcome.stdout.split_whitespace().collect();

@@ -37,7 +37,7 @@ pub(super) struct Creation {
     /// Leave the program the caller's session keyring
     #[arg(long)]
     no_new_keyring: bool,
-    /// Refused: a root that is not changed by pivot_root can be left again
+    /// Accepted for runc's sake: pivot_root is used in any case, since it alone leaves no way back
     #[arg(long, hide = true)]
     no_pivot: bool,
 }
@@ -57,9 +57,6 @@ impl Creation {
         log: &Log,
         stdio: impl FnOnce(bool) -> Stdio,
     ) -> Result<Container, OciError> {
-        if self.no_pivot {
-            return Err(OciError::NoPivot);
-        }
         let mut bundle = Bundle::load(&self.bundle)?;
         let annotation = match bundle.spec().annotations() {
             Some(annotations) => Isolation::from_annotations(annotations)?,
@@ -69,7 +66,7 @@ impl Creation {
             Isolation::SharedKernel => {}
             Isolation::MicroVm => return Err(OciError::MicroVm),
         }
-        let preserved = descriptors::preserved(self.preserve_fds)?;
+        let preserved = descriptors::preserved(self.preserve_fds);
         if let Some(process) = bundle.process_mut() {
             descriptors::tell_listeners(process);
         }

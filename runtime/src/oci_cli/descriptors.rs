@@ -4,25 +4,19 @@ use std::os::fd::RawFd;
 
 use oci_spec::runtime::Process;
 
-use super::OciError;
-
+/// As many as are looked at; a process can hardly have more.
+const MOST: u32 = 1 << 20;
 /// How many descriptors after the standard streams a service manager has left (sd_listen_fds(3)).
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
-/// How many descriptors from 3 on the program is to keep: those of LISTEN_FDS and `more`. All of them must be open, or
-/// the program would get some of ours in their place.
-///
-/// # Errors
-/// When one of them is not open.
-pub(super) fn preserved(more: u32) -> Result<u32, OciError> {
-    let count = listen_fds().saturating_add(more);
-    let first = 3;
-    for number in (first..).take(count as usize) {
-        if !is_open(number) {
-            return Err(OciError::NotOpen { number, count });
-        }
-    }
-    Ok(count)
+/// The descriptors that the program keeps: of those of LISTEN_FDS and `more`, counted from 3 on, the ones that were handed
+/// to us. Everything that this program opens itself is close-on-exec, and that tells them apart.
+pub(super) fn preserved(more: u32) -> Vec<RawFd> {
+    let count = listen_fds().saturating_add(more).min(MOST);
+    (3..)
+        .take(count as usize)
+        .filter(|&number| was_handed_down(number))
+        .collect()
 }
 
 /// Passes LISTEN_FDS on. The process that it is meant for is the container's first.
@@ -43,7 +37,8 @@ fn listen_fds() -> u32 {
         .unwrap_or(0)
 }
 
-fn is_open(number: RawFd) -> bool {
-    // SAFETY: asks for a number's flags and changes nothing.
-    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+fn was_handed_down(number: RawFd) -> bool {
+    // SAFETY: asks for a number's flags and changes nothing; the answer is negative where nothing is open.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
 }

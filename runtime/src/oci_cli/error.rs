@@ -1,6 +1,5 @@
 //! Why a verb failed.
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use container::{
@@ -43,19 +42,6 @@ pub enum OciError {
     /// The engine has no way to work without privileges.
     #[error("--rootless=true is refused: containers are made with root's privileges")]
     Rootless,
-    /// An option that would make a weaker container.
-    #[error("--no-pivot is refused: a root that is not changed by pivot_root can be left again")]
-    NoPivot,
-    /// A descriptor to be kept is not there.
-    #[error(
-        "descriptor {number} is not open, and {count} are to be kept from 3 on (--preserve-fds, LISTEN_FDS)"
-    )]
-    NotOpen {
-        /// The missing one.
-        number: RawFd,
-        /// How many there should be.
-        count: u32,
-    },
     /// There is nothing to execute.
     #[error("say what to run: a command after the container's id, or --process FILE")]
     NoCommand,

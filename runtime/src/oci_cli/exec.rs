@@ -94,7 +94,7 @@ impl ExecArguments {
             .stdio(stdio)
             .pid_file(self.pid_file.as_deref())
             .console_socket(self.console_socket.as_deref())
-            .preserved_descriptors(descriptors::preserved(self.preserve_fds)?);
+            .preserved_descriptors(descriptors::preserved(self.preserve_fds));
         let mut executed = container.exec(options)?;
         for warning in executed.warnings() {
             log.warning(warning);
