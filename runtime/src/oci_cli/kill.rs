@@ -5,7 +5,7 @@ use container::{ContainerId, Signal};
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Send a signal to the first process of a container
+/// Send a signal to the first process of a container, or to all
 #[derive(Debug, clap::Args)]
 pub(super) struct KillArguments {
     /// The container
@@ -14,11 +14,19 @@ pub(super) struct KillArguments {
     /// A name, with or without SIG, or a number
     #[arg(value_name = "SIGNAL", default_value = "TERM")]
     signal: Signal,
+    /// Send it to every process of the container, also when its first process has ended
+    #[arg(short, long)]
+    all: bool,
 }
 
 impl KillArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        load(global, &self.id)?.kill(self.signal)?;
+        let container = load(global, &self.id)?;
+        if self.all {
+            container.kill_all(self.signal)?;
+        } else {
+            container.kill(self.signal)?;
+        }
         log.debug(|| format!("sent {} to container {}", self.signal, self.id));
         Ok(())
     }
