@@ -49,10 +49,14 @@ mod signal;
 mod state;
 
 pub use bundle::{Bundle, BundleError};
-pub use cgroup::{CgroupError, Statistics};
+pub use cgroup::{
+    BlockIoEntry, BlockIoStatistics, CgroupError, CpuStatistics, CpuUsage, CpusetStatistics,
+    HugepageStatistics, MemoryStatistics, MemoryUse, OutOfMemoryWatch, Pressure, PressureData,
+    ProcessStatistics, Statistics, Throttling,
+};
 pub use container::{
     Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed, InitFailure,
-    KillError, PauseError, PidFileError, ProcessError, StartError, Stdio, create,
+    KillError, PauseError, PidFileError, ProcessError, StartError, Stdio, UpdateError, create, list,
 };
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};

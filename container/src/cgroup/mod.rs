@@ -7,6 +7,7 @@ mod device_rules;
 mod error;
 mod freezer;
 mod hierarchies;
+mod oom;
 mod plan;
 mod processes;
 mod removal;
@@ -14,6 +15,7 @@ mod resources;
 mod setting;
 mod statistics;
 mod tree;
+mod update;
 mod v1;
 mod v2;
 
@@ -25,10 +27,15 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use error::CgroupError;
-pub use statistics::Statistics;
+pub use oom::OutOfMemoryWatch;
+pub use statistics::{
+    BlockIoEntry, BlockIoStatistics, CpuStatistics, CpuUsage, CpusetStatistics, HugepageStatistics,
+    MemoryStatistics, MemoryUse, Pressure, PressureData, ProcessStatistics, Statistics, Throttling,
+};
 
 pub(crate) use hierarchies::{Hierarchies, Hierarchy};
 pub(crate) use plan::{CgroupPlan, OWN_PARENT};
+pub(crate) use update::{LimitChange, recorded};
 
 /// The cgroups of one container: one in each hierarchy. It is written down before any of them is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -156,6 +156,23 @@ pub(super) fn apply(settings: &[(PathBuf, Setting)]) -> Result<(), CgroupError> 
     apply_noting(settings, None)
 }
 
+/// The same to cgroups in use: all or nothing.
+pub(super) fn apply_or_take_back(settings: &[(PathBuf, Setting)]) -> Result<(), CgroupError> {
+    let mut journal = Vec::new();
+    let Err(error) = apply_noting(settings, Some(&mut journal)) else {
+        return Ok(());
+    };
+    let files = take_back(journal);
+    if files.is_empty() {
+        Err(error)
+    } else {
+        Err(CgroupError::NotTakenBack {
+            files,
+            source: Box::new(error),
+        })
+    }
+}
+
 fn apply_noting(
     settings: &[(PathBuf, Setting)],
     mut journal: Option<&mut Journal>,
@@ -181,6 +198,18 @@ fn apply_noting(
         }
     }
     Ok(())
+}
+
+/// Writes back what was there, the last first, and names the files for which that failed.
+fn take_back(journal: Journal) -> Vec<PathBuf> {
+    let mut pending: Journal = journal.into_iter().rev().collect();
+    loop {
+        let before = pending.len();
+        pending.retain(|(path, value)| write_lines(path, value).is_err());
+        if pending.is_empty() || pending.len() == before {
+            return pending.into_iter().map(|(path, _)| path).collect();
+        }
+    }
 }
 
 /// The kernel takes one line in each write.
@@ -213,7 +242,7 @@ mod tests {
             .into_iter()
             .map(|setting| (folder.to_owned(), setting))
             .collect();
-        apply(&settings)
+        apply_or_take_back(&settings)
     }
 
     #[test]
@@ -228,6 +257,24 @@ mod tests {
         )
         .unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("other")).unwrap(), "2");
+    }
+
+    #[test]
+    fn a_file_that_no_kernel_of_this_kind_has_is_refused_by_its_place_and_the_rest_taken_back() {
+        let folder = folder(&[("first", "8\n"), ("weight", "default 100\n8:0 7\n")]);
+        let error = apply_in(
+            folder.path(),
+            vec![
+                Setting::new("first", 9, "a"),
+                Setting::new("weight", 50, "b"),
+                Setting::new("missing", 1, "c.d"),
+            ],
+        )
+        .unwrap_err();
+        assert!(error.to_string().starts_with("c.d: "), "{error}");
+        let text = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
+        assert!(text("first").starts_with('8'), "{}", text("first"));
+        assert!(text("weight").starts_with("100"), "{}", text("weight"));
     }
 
     #[test]

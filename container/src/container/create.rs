@@ -10,7 +10,7 @@ use super::console::send_terminal;
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
-use crate::cgroup::{Cgroup, Hierarchies};
+use crate::cgroup::{Cgroup, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
 use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
@@ -58,6 +58,9 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         cgroup: Some(cgroup.clone()),
         poststart_hooks: plan.hooks.poststart.clone(),
         poststop_hooks: plan.hooks.poststop.clone(),
+        rootfs: plan.root.path.clone(),
+        created: Some(std::time::SystemTime::now()),
+        resources: recorded(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())),
         init: None,
     };
     let state = OciState {

@@ -8,12 +8,14 @@ mod delete;
 mod exec;
 mod init_failure;
 mod kill;
+mod list;
 mod pause;
 mod pid_file;
 mod pid_namespace;
 mod processes;
 mod start;
 mod state;
+mod update;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,10 +28,12 @@ pub use delete::DeleteError;
 pub use exec::{ExecError, ExecOptions, Executed};
 pub use init_failure::InitFailure;
 pub use kill::KillError;
+pub use list::list;
 pub use pause::PauseError;
 pub use pid_file::PidFileError;
 pub use processes::ProcessError;
 pub use start::StartError;
+pub use update::UpdateError;
 
 use crate::id::ContainerId;
 use crate::state::{Record, StateDirectory, StateError};

@@ -1,7 +1,7 @@
 //! The processes of a container and what they use.
 
 use super::Container;
-use crate::cgroup::{CgroupError, Statistics};
+use crate::cgroup::{CgroupError, OutOfMemoryWatch, Statistics};
 
 /// Why a container's processes could not be listed or measured.
 #[derive(Debug, thiserror::Error)]
@@ -20,11 +20,19 @@ impl Container {
         }
     }
 
-    /// What the container uses of memory, CPU and processes.
+    /// What the container uses of CPU, memory, processes and devices.
     pub fn statistics(&self) -> Result<Statistics, ProcessError> {
         match &self.record.cgroup {
             Some(cgroup) => Ok(cgroup.statistics()?),
             None => Ok(Statistics::default()),
+        }
+    }
+
+    /// Watches for the kernel killing the container's processes for want of memory; none where nothing limits memory.
+    pub fn watch_memory(&self) -> Result<Option<OutOfMemoryWatch>, ProcessError> {
+        match &self.record.cgroup {
+            Some(cgroup) => Ok(cgroup.watch_memory()?),
+            None => Ok(None),
         }
     }
 }

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use super::ProcessIdentity;
 use crate::cgroup::Cgroup;
 use crate::plan::Hook;
 
-/// What is written of a container. It is written twice: before anything is made, naming what will be, and when the
-/// container's process stands.
+/// What is written of a container. It is written before anything is made, naming what will be, when the container's
+/// process stands, and when its limits change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
@@ -24,6 +26,14 @@ pub(crate) struct Record {
     pub(crate) poststart_hooks: Vec<Hook>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststop_hooks: Vec<Hook>,
+    /// The root file system's folder, outside.
+    #[serde(default)]
+    pub(crate) rootfs: PathBuf,
+    #[serde(default)]
+    pub(crate) created: Option<SystemTime>,
+    /// The limits, without the devices.
+    #[serde(default)]
+    pub(crate) resources: LinuxResources,
     /// None until creation is complete.
     pub(crate) init: Option<ProcessIdentity>,
 }

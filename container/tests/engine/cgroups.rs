@@ -39,8 +39,8 @@ fn too_much_memory_is_137() {
     container.start().unwrap();
     assert_eq!(wait(&container), 137);
     let statistics = container.statistics().unwrap();
-    assert_eq!(statistics.memory_limit, Some(16 << 20));
-    assert_eq!(statistics.out_of_memory_kills, Some(1));
+    assert_eq!(statistics.memory.usage.limited_to(), Some(16 << 20));
+    assert_eq!(statistics.memory.out_of_memory_kills, 1);
     container.delete(false).unwrap();
 }
 

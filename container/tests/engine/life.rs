@@ -275,13 +275,12 @@ fn processes_and_their_use_are_counted() {
     wait_until(|| container.processes().unwrap().len() == 3);
     assert!(container.processes().unwrap().contains(&container.pid().unwrap()));
     let statistics = container.statistics().unwrap();
-    assert_eq!(statistics.processes_current, Some(3));
-    assert!(statistics.memory_current.unwrap() > 0);
-    assert!(statistics.cpu_usage_microseconds.unwrap() > 0);
-    assert_eq!(
-        (statistics.memory_limit, statistics.processes_limit),
-        (None, None)
-    );
+    assert_eq!((statistics.pids.current, statistics.pids.limit), (3, 0));
+    assert!(statistics.memory.usage.usage > 0);
+    assert_eq!(statistics.memory.usage.limited_to(), None);
+    assert!(statistics.memory.raw.contains_key("pgfault"));
+    let cpu = &statistics.cpu.usage;
+    assert!(cpu.total > 0 && !cpu.percpu.is_empty(), "{cpu:?}");
     container.delete(true).unwrap();
     wait(&container);
 }

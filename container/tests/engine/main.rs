@@ -22,6 +22,7 @@ mod pause;
 mod privileges;
 mod refusals;
 mod terminal;
+mod update;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -54,6 +55,7 @@ fn all_tests() -> Vec<Test> {
         privileges::TESTS,
         refusals::TESTS,
         terminal::TESTS,
+        update::TESTS,
     ]
     .concat()
 }

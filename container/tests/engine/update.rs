@@ -1,0 +1,273 @@
+//! Limits that change while a container lives, and what is told of its use of them.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use container::{CgroupError, Container, Stdio, UpdateError};
+use rustix::event::{PollFd, Timespec, poll};
+use rustix::mount::{MountFlags, mount};
+use serde_json::{Value, json};
+
+use crate::bundle::{TestBundle, chain, wait, wait_until};
+
+crate::tests!(
+    limits_move_in_both_directions,
+    what_is_not_named_stays_across_updates,
+    a_change_that_fails_in_the_middle_changes_nothing,
+    a_change_that_contradicts_what_stays_is_refused,
+    memory_in_use_can_be_checked_before,
+    processors_can_be_made_idle_and_busy_again,
+    only_what_lives_can_be_changed,
+    a_new_limit_of_processes_holds,
+    huge_pages_can_be_limited_later_in_cgroup2,
+    a_throttled_container_counts_its_waiting,
+    running_out_of_memory_is_told,
+    pressure_is_told_where_there_is_cgroup2,
+);
+
+fn running(config: Value) -> (TestBundle, Container) {
+    let mut bundle = TestBundle::shell("sleep 60");
+    bundle.config["linux"]["resources"] = config;
+    let container = bundle
+        .create(Stdio::Inherit)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    container.start().unwrap();
+    (bundle, container)
+}
+
+fn update(container: &mut Container, changes: Value) -> Result<(), UpdateError> {
+    container.update(&serde_json::from_value(changes).unwrap())
+}
+
+fn accepted(container: &mut Container, changes: Value) {
+    update(container, changes).unwrap_or_else(|error| panic!("{}", chain(&error)));
+}
+
+fn value(bundle: &TestBundle, controller: &str, file: &str) -> String {
+    let path = Path::new("/sys/fs/cgroup")
+        .join(controller)
+        .join("bulkhead")
+        .join(bundle.id.as_str());
+    let text = fs::read_to_string(path.join(file)).unwrap();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn end(mut container: Container) {
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn limits_move_in_both_directions() {
+    const MIB: i64 = 1 << 20;
+    let (bundle, mut container) = running(json!({
+        "memory": { "limit": 64 * MIB, "swap": 64 * MIB }, "cpu": { "quota": 50_000, "period": 100_000 }
+    }));
+    for (memory, swap, quota, period, burst) in [
+        (128 * MIB, 256 * MIB, 200_000, 200_000, 150_000),
+        (32 * MIB, 32 * MIB, 5_000, 10_000, 1_000),
+        (512 * MIB, 512 * MIB, -1, 1_000_000, 0),
+        (16 * MIB, -1, 1_000, 1_000, 0),
+    ] {
+        accepted(
+            &mut container,
+            json!({
+                "memory": { "limit": memory, "swap": swap },
+                "cpu": { "quota": quota, "period": period, "burst": burst }
+            }),
+        );
+        assert_eq!(
+            value(&bundle, "memory", "memory.limit_in_bytes"),
+            memory.to_string()
+        );
+        if swap > 0 {
+            assert_eq!(
+                value(&bundle, "memory", "memory.memsw.limit_in_bytes"),
+                swap.to_string()
+            );
+        }
+        assert_eq!(value(&bundle, "cpu", "cpu.cfs_quota_us"), quota.to_string());
+        assert_eq!(value(&bundle, "cpu", "cpu.cfs_period_us"), period.to_string());
+        assert_eq!(value(&bundle, "cpu", "cpu.cfs_burst_us"), burst.to_string());
+    }
+    end(container);
+}
+
+fn what_is_not_named_stays_across_updates() {
+    let (bundle, mut container) = running(json!({ "pids": { "limit": 50 }, "cpu": { "shares": 512 } }));
+    accepted(&mut container, json!({ "cpu": { "shares": 256 } }));
+    let mut found = Container::load(&bundle.states(), &bundle.id).unwrap();
+    accepted(
+        &mut found,
+        json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 0 } }),
+    );
+    assert_eq!(value(&bundle, "pids", "pids.max"), "50");
+    assert_eq!(value(&bundle, "cpu", "cpu.shares"), "256");
+    assert_eq!(value(&bundle, "memory", "memory.limit_in_bytes"), "67108864");
+    end(container);
+}
+
+fn a_change_that_fails_in_the_middle_changes_nothing() {
+    let (bundle, mut container) = running(json!({
+        "memory": { "limit": 64 << 20 }, "cpu": { "shares": 512 }, "pids": { "limit": 50 }
+    }));
+    let error = update(
+        &mut container,
+        json!({
+            "memory": { "limit": 128 << 20 }, "cpu": { "shares": 100, "cpus": "9999" }, "pids": { "limit": 60 }
+        }),
+    )
+    .unwrap_err();
+    let message = chain(&error);
+    assert!(message.contains("linux.resources.cpu.cpus"), "{message}");
+    assert_eq!(value(&bundle, "memory", "memory.limit_in_bytes"), "67108864");
+    assert_eq!(value(&bundle, "cpu", "cpu.shares"), "512");
+    // Nor is it recorded.
+    accepted(&mut container, json!({ "pids": { "limit": 70 } }));
+    assert_eq!(value(&bundle, "cpu", "cpu.shares"), "512");
+    assert_eq!(value(&bundle, "pids", "pids.max"), "70");
+    end(container);
+}
+
+fn a_change_that_contradicts_what_stays_is_refused() {
+    let (bundle, mut container) = running(json!({ "memory": { "limit": 32 << 20, "swap": 64 << 20 } }));
+    let error = update(&mut container, json!({ "memory": { "limit": 128 << 20 } })).unwrap_err();
+    assert!(
+        matches!(&error, UpdateError::Invalid { field, .. } if field == "linux.resources.memory.swap"),
+        "{}",
+        chain(&error)
+    );
+    // Without a limit of memory, the other goes too.
+    accepted(&mut container, json!({ "memory": { "limit": -1 } }));
+    assert!(value(&bundle, "memory", "memory.memsw.limit_in_bytes").len() > 15);
+    end(container);
+}
+
+fn memory_in_use_can_be_checked_before() {
+    let (_bundle, mut container) = running(json!({}));
+    wait_until(|| container.statistics().unwrap().memory.usage.usage > 8192);
+    let error = update(
+        &mut container,
+        json!({ "memory": { "limit": 4096, "checkBeforeUpdate": true } }),
+    )
+    .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            UpdateError::Cgroup {
+                source: CgroupError::MemoryInUse { .. },
+                ..
+            }
+        ),
+        "{}",
+        chain(&error)
+    );
+    end(container);
+}
+
+fn processors_can_be_made_idle_and_busy_again() {
+    let (bundle, mut container) = running(json!({ "cpu": { "shares": 512 } }));
+    accepted(&mut container, json!({ "cpu": { "idle": 1 } }));
+    assert_eq!(value(&bundle, "cpu", "cpu.idle"), "1");
+    accepted(&mut container, json!({ "pids": { "limit": 9 } }));
+    accepted(&mut container, json!({ "cpu": { "idle": 0 } }));
+    assert_eq!(value(&bundle, "cpu", "cpu.idle"), "0");
+    assert_eq!(value(&bundle, "cpu", "cpu.shares"), "512");
+    end(container);
+}
+
+fn only_what_lives_can_be_changed() {
+    let bundle = TestBundle::command(&["true"]);
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    accepted(&mut container, json!({ "pids": { "limit": 9 } }));
+    container.pause().unwrap();
+    accepted(&mut container, json!({ "pids": { "limit": 10 } }));
+    container.resume().unwrap();
+    container.start().unwrap();
+    wait(&container);
+    let stopped = update(&mut container, json!({ "pids": { "limit": 11 } })).unwrap_err();
+    assert!(stopped.to_string().contains("is stopped"), "{stopped}");
+    container.delete(false).unwrap();
+}
+
+fn a_new_limit_of_processes_holds() {
+    let (_bundle, mut container) = running(json!({}));
+    accepted(&mut container, json!({ "pids": { "limit": 33 } }));
+    assert_eq!(container.statistics().unwrap().pids.limit, 33);
+    accepted(&mut container, json!({ "pids": { "limit": -1 } }));
+    assert_eq!(container.statistics().unwrap().pids.limit, 0);
+    end(container);
+}
+
+fn huge_pages_can_be_limited_later_in_cgroup2() {
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    if !controllers.contains("hugetlb") {
+        println!("SKIPPED: this kernel's cgroup2 limits no huge pages");
+        return;
+    }
+    let (bundle, mut container) = running(json!({}));
+    accepted(
+        &mut container,
+        json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 << 20 }] }),
+    );
+    assert_eq!(value(&bundle, "", "hugetlb.2MB.max"), "4194304");
+    let statistics = container.statistics().unwrap();
+    assert_eq!(statistics.hugetlb["2MB"].usage, 0);
+    accepted(
+        &mut container,
+        json!({ "unified": { "hugetlb.2MB.max": "2097152" } }),
+    );
+    assert_eq!(value(&bundle, "", "hugetlb.2MB.max"), "2097152");
+    end(container);
+}
+
+fn a_throttled_container_counts_its_waiting() {
+    let mut bundle = TestBundle::shell("while :; do :; done");
+    bundle.config["linux"]["resources"]["cpu"] = json!({ "quota": 1_000, "period": 10_000 });
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    wait_until(|| container.statistics().unwrap().cpu.throttling.throttled_time > 0);
+    let statistics = container.statistics().unwrap();
+    let throttling = statistics.cpu.throttling;
+    assert!(throttling.throttled_periods > 0 && throttling.throttled_periods <= throttling.periods);
+    let json = serde_json::to_value(&statistics).unwrap();
+    assert!(json["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    assert!(!json["cpuset"]["cpus"].as_array().unwrap().is_empty());
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn running_out_of_memory_is_told() {
+    let mut bundle = TestBundle::shell("a=x; while :; do a=$a$a; done");
+    bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let mut watch = container.watch_memory().unwrap().unwrap();
+    assert_eq!(watch.take().unwrap(), 0);
+    container.start().unwrap();
+    let patience = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let ready = poll(
+        &mut [PollFd::new(&watch.as_fd(), watch.poll_flags())],
+        Some(&patience),
+    );
+    assert_eq!(ready.unwrap(), 1);
+    assert!(watch.take().unwrap() > 0);
+    assert_eq!(wait(&container), 137);
+    container.delete(false).unwrap();
+    // The end of the cgroup is no want of memory.
+    assert_eq!(watch.take().unwrap(), 0);
+}
+
+fn pressure_is_told_where_there_is_cgroup2() {
+    if !fs::exists("/proc/pressure/cpu").unwrap() {
+        println!("SKIPPED: this kernel keeps no count of pressure");
+        return;
+    }
+    let (_bundle, container) = running(json!({}));
+    let statistics = container.statistics().unwrap();
+    assert!(statistics.cpu.psi.is_some() && statistics.memory.psi.is_some());
+    end(container);
+}
