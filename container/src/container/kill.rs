@@ -14,8 +14,8 @@ use crate::state::Status;
 /// Why a signal could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
-    /// There is nobody to send it to.
-    #[error("container `{id}` is not running")]
+    /// There is nobody to send it to. containerd knows that case by the words `container not running`.
+    #[error("container not running: `{id}`")]
     NotRunning {
         /// The container.
         id: String,

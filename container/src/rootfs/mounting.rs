@@ -263,7 +263,7 @@ fn mount_point(root: &ContainerRoot, kind: &CStr, path: &Path) -> Result<OwnedFd
         }
         Err(Errno::LOOP) => Err(RootfsError::Refused {
             path: path.to_owned(),
-            problem: "the image has a symbolic link where the kernel's files must be",
+            problem: "must be mounted on ordinary directory, and the image has a symbolic link there",
         }),
         Err(errno) => Err(failed(errno)),
     }

@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
     ) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("bulkhead-oci: {}", log::chain(&error));
+            eprintln!("bulkhead-oci: error: {}", log::chain(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -122,7 +122,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let message = log::chain(&error);
             log.error(&message);
-            eprintln!("bulkhead-oci: {message}");
+            // Callers that look for the word `error` here, and not at the exit code, exist.
+            eprintln!("bulkhead-oci: error: {message}");
             ExitCode::from(error.exit_code())
         }
     }
