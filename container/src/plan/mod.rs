@@ -66,6 +66,7 @@ pub(crate) struct RootPlan {
 impl Plan {
     pub(crate) fn new(bundle: &Bundle, id: &ContainerId) -> Result<Plan, SpecError> {
         let spec = bundle.spec();
+        version(spec.version())?;
         unsupported::refuse(spec)?;
         let linux = spec.linux().as_ref().ok_or_else(|| SpecError::missing("linux"))?;
         let namespaces = NamespacePlan::new(linux)?;
@@ -103,6 +104,19 @@ impl Plan {
     }
 }
 
+/// What is written for another major version of the specification may mean something else.
+fn version(version: &str) -> Result<(), SpecError> {
+    let digit =
+        |part: Option<&str>| part.is_some_and(|part| part.starts_with(|first: char| first.is_ascii_digit()));
+    let mut parts = version.splitn(3, '.');
+    if parts.next() == Some("1") && digit(parts.next()) && digit(parts.next()) {
+        Ok(())
+    } else {
+        let problem = format!("`{version}` is not a version 1.x.y of the runtime specification");
+        Err(SpecError::invalid("ociVersion", problem))
+    }
+}
+
 fn root(bundle: &Bundle) -> Result<RootPlan, SpecError> {
     let root = bundle
         .spec()
@@ -135,7 +149,7 @@ fn root(bundle: &Bundle) -> Result<RootPlan, SpecError> {
     })
 }
 
-/// A host or domain name, which can be set only in a UTS namespace of the container's own.
+/// A host or domain name, which can be set only in a UTS namespace of the container's own or one that it joins.
 fn named(
     name: &Option<String>,
     field: &'static str,
@@ -144,10 +158,10 @@ fn named(
     let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else {
         return Ok(None);
     };
-    if !namespaces.creates(Namespace::Uts) {
+    if !namespaces.isolates(Namespace::Uts) {
         return Err(SpecError::invalid(
             field,
-            "can be set only in a new uts namespace",
+            "can be set only in a uts namespace that is not the caller's",
         ));
     }
     if name.len() > 64 {
@@ -159,19 +173,20 @@ fn named(
     Ok(Some(name.clone()))
 }
 
+/// Paths inside the container. A relative one, against the specification, is taken from the root as other runtimes do.
 fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<PathBuf>, SpecError> {
     let paths = paths.as_deref().unwrap_or_default();
     paths
         .iter()
         .enumerate()
         .map(|(index, path)| {
-            if path.starts_with('/') && !path.contains('\0') {
-                Ok(PathBuf::from(path))
-            } else {
+            if path.is_empty() || path.contains('\0') {
                 Err(SpecError::invalid(
                     format!("{field}[{index}]"),
-                    format!("`{path}` is not an absolute path"),
+                    format!("`{path}` is not a path"),
                 ))
+            } else {
+                Ok(PathBuf::from("/").join(path))
             }
         })
         .collect()

@@ -162,7 +162,10 @@ fn bind_mount(
         .as_ref()
         .filter(|source| !source.as_os_str().is_empty());
     let source = source.ok_or_else(|| SpecError::missing(format!("mounts[{index}].source")))?;
-    only_known_data(index, options, &[])?;
+    // A file system's own settings are ignored, as the kernel does; a bare word could be a misspelt protection.
+    if let Some(word) = options.data.iter().find(|word| !word.contains('=')) {
+        return Err(meaningless(index, word));
+    }
     Ok(MountKind::Bind {
         source: bundle.join(source),
         recursive: bind == Bind::Recursive,
@@ -183,11 +186,15 @@ fn remount(index: usize, options: &MountOptions) -> Result<MountKind, SpecError>
 fn only_known_data(index: usize, options: &MountOptions, known: &[&str]) -> Result<(), SpecError> {
     match options.data.iter().find(|word| !known.contains(&word.as_str())) {
         None => Ok(()),
-        Some(word) => Err(SpecError::invalid(
-            format!("mounts[{index}].options"),
-            format!("`{word}` means nothing on such a mount"),
-        )),
+        Some(word) => Err(meaningless(index, word)),
     }
+}
+
+fn meaningless(index: usize, word: &str) -> SpecError {
+    SpecError::invalid(
+        format!("mounts[{index}].options"),
+        format!("`{word}` means nothing on such a mount"),
+    )
 }
 
 /// The mount's own mapping, or with `idmap` or `ridmap` alone, that of the container's user namespace.
@@ -360,7 +367,7 @@ mod tests {
             (r#"[{"destination":"/x","options":["bind"]}]"#, "mounts[0].source"),
             (r#"[{"destination":"/","type":"tmpfs"}]"#, "mounts[0].destination"),
             (
-                r#"[{"destination":"/x","source":"/y","options":["bind","size=1m"]}]"#,
+                r#"[{"destination":"/x","source":"/y","options":["bind","noexe"]}]"#,
                 "mounts[0].options",
             ),
             (

@@ -22,6 +22,8 @@ crate::tests!(
     a_working_folder_through_the_kernels_links_is_refused,
     a_working_folder_that_climbs_stays_inside,
     mount_options_reach_the_kernel,
+    settings_of_a_file_system_mean_nothing_to_a_bind_mount,
+    a_relative_protected_path_is_taken_from_the_root,
     the_old_root_is_gone,
     a_missing_bind_source_is_named,
 );
@@ -177,6 +179,26 @@ fn mount_options_reach_the_kernel() {
         line.contains("scratch") && line.contains("size=4096k") && line.contains("mode=700"),
         "{line}"
     );
+}
+
+fn settings_of_a_file_system_mean_nothing_to_a_bind_mount() {
+    let mut bundle = TestBundle::command(&["cat", "/volume/file"]);
+    let volume = volume(&bundle);
+    let mut options = json!(["bind", "mode=755", "size=1k"]);
+    bundle.mount(json!({ "destination": "/volume", "source": volume, "options": options }));
+    assert_eq!(bundle.output(), "from outside\n");
+    options.as_array_mut().unwrap().push(json!("noexe"));
+    bundle.mount(json!({ "destination": "/volume", "source": volume, "options": options }));
+    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+    assert!(message.contains("`noexe` means nothing"), "{message}");
+}
+
+fn a_relative_protected_path_is_taken_from_the_root() {
+    let mut bundle = TestBundle::shell("echo x >/etc/file");
+    bundle.config["root"]["readonly"] = false.into();
+    bundle.config["linux"]["readonlyPaths"] = json!(["etc", "not-there"]);
+    let outcome = bundle.run();
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
 }
 
 fn the_old_root_is_gone() {

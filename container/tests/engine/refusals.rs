@@ -10,6 +10,7 @@ crate::tests!(
     empty_fields_not_honoured_yet_are_no_reason,
     a_root_file_system_that_is_missing_is_named,
     a_configuration_without_process_or_root_is_refused,
+    another_major_version_of_the_specification_is_refused,
 );
 
 /// Sets the value at a JSON pointer, making the objects on the way.
@@ -92,5 +93,23 @@ fn a_configuration_without_process_or_root_is_refused() {
         let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
         assert!(message.contains(&format!("{field}: is required")), "{message}");
         std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+}
+
+fn another_major_version_of_the_specification_is_refused() {
+    for version in ["2.0.0", "0.9.0", "1", "1.", "1.x.0", "invalid", ""] {
+        let mut bundle = TestBundle::command(&["true"]);
+        bundle.config["ociVersion"] = version.into();
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains("ociVersion") && message.contains("1.x.y"),
+            "{message}"
+        );
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+    let mut bundle = TestBundle::command(&["true"]);
+    for version in ["1.0.0", "1.2.1", "1.3.0-rc.1+dev"] {
+        bundle.config["ociVersion"] = version.into();
+        bundle.output();
     }
 }
