@@ -22,16 +22,46 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
     if let Some(linux) = spec.linux() {
         refuse_of_linux(linux, &mut present);
     }
+    refuse_labels(spec)?;
     match fields.first() {
         Some(field) => Err(SpecError::unsupported(*field)),
         None => Ok(()),
     }
 }
 
+/// Profiles and labels of security modules. None asked for is what a container gets.
+fn refuse_labels(spec: &Spec) -> Result<(), SpecError> {
+    let process = spec.process().as_ref();
+    let labels = [
+        (
+            process.and_then(|process| process.apparmor_profile().as_ref()),
+            "process.apparmorProfile",
+            "AppArmor",
+        ),
+        (
+            process.and_then(|process| process.selinux_label().as_ref()),
+            "process.selinuxLabel",
+            "SELinux",
+        ),
+        (
+            spec.linux()
+                .as_ref()
+                .and_then(|linux| linux.mount_label().as_ref()),
+            "linux.mountLabel",
+            "SELinux",
+        ),
+    ];
+    for (label, field, module) in labels {
+        if let Some(label) = label.filter(|label| !label.is_empty()) {
+            let problem =
+                format!("`{label}` cannot be applied: this engine does not use {module}; remove it");
+            return Err(SpecError::invalid(field, problem));
+        }
+    }
+    Ok(())
+}
+
 fn refuse_of_process(process: &Process, present: &mut impl FnMut(bool, &'static str)) {
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    present(set(process.apparmor_profile()), "process.apparmorProfile");
-    present(set(process.selinux_label()), "process.selinuxLabel");
     present(process.io_priority().is_some(), "process.ioPriority");
     present(process.scheduler().is_some(), "process.scheduler");
     present(process.exec_cpu_affinity().is_some(), "process.execCPUAffinity");
@@ -39,13 +69,6 @@ fn refuse_of_process(process: &Process, present: &mut impl FnMut(bool, &'static 
 
 fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {
     present(linux.seccomp().is_some(), "linux.seccomp");
-    present(
-        linux
-            .mount_label()
-            .as_ref()
-            .is_some_and(|label| !label.is_empty()),
-        "linux.mountLabel",
-    );
     present(linux.intel_rdt().is_some(), "linux.intelRdt");
     present(linux.memory_policy().is_some(), "linux.memoryPolicy");
     present(linux.personality().is_some(), "linux.personality");

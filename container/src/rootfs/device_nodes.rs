@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, chownat, mknodat, openat, readlinkat, statat, symlinkat, unlinkat,
+    Access, AtFlags, CWD, FileType, Mode, OFlags, chownat, mknodat, openat, readlinkat, statat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::open_tree;
@@ -15,7 +16,8 @@ use super::sources::clone_flags;
 use super::{ContainerRoot, RootfsError};
 use crate::plan::DeviceNode;
 
-/// Links that programs expect (runtime specification, "Dev symbolic links").
+/// Links that programs expect (runtime specification, "Dev symbolic links"). Where the kernel shows its memory, there
+/// is also one to that.
 const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "fd"),
     ("/proc/self/fd/0", "stdin"),
@@ -45,7 +47,11 @@ pub(crate) fn make_device_folder(
         };
         made.map_err(failed)?;
     }
-    for (target, name) in LINKS {
+    let kernel_memory = ("/proc/kcore", "core");
+    let links = LINKS
+        .into_iter()
+        .chain(rustix::fs::access(kernel_memory.0, Access::EXISTS).map(|()| kernel_memory));
+    for (target, name) in links {
         let failed = |errno| RootfsError::path("make the link", &PathBuf::from("/dev").join(name), errno);
         make_link(&dev, target, name).map_err(failed)?;
     }
@@ -53,11 +59,14 @@ pub(crate) fn make_device_folder(
 }
 
 fn make_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode, bind: bool) -> Result<(), Errno> {
-    if bind {
+    let is_device = node.kind.file_type() != FileType::Fifo;
+    if bind && is_device {
         return bind_node(folder, name, node);
     }
     match mknodat(folder, name, node.kind.file_type(), node.mode, node.number) {
         Ok(()) => {}
+        // Without CAP_MKNOD, or where the caller itself is in a user namespace.
+        Err(Errno::PERM) if is_device => return bind_node(folder, name, node),
         Err(Errno::EXIST) if is_the_node(folder, name, node)? => return Ok(()),
         Err(errno) => return Err(errno),
     }

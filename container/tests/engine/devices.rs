@@ -8,6 +8,10 @@ crate::tests!(
     the_default_devices_and_links_are_there_and_work,
     a_configured_device_is_made_with_its_owner_and_mode,
     a_device_that_is_not_allowed_can_be_made_but_not_opened,
+    the_kernels_memory_is_linked_where_it_is_shown,
+    every_type_of_device_is_made,
+    in_a_user_namespace_devices_are_bound_and_fifos_made,
+    without_the_privilege_to_make_nodes_the_callers_are_bound,
     an_image_that_brings_a_link_as_a_device_is_not_followed,
 );
 
@@ -61,6 +65,70 @@ fn a_device_that_is_not_allowed_can_be_made_but_not_opened() {
     bundle.config["linux"]["resources"]["devices"] =
         json!([{ "allow": false }, { "allow": true, "type": "c", "major": 10, "minor": 200, "access": "r" }]);
     assert_eq!(bundle.run().code, 0);
+}
+
+fn the_kernels_memory_is_linked_where_it_is_shown() {
+    let output = TestBundle::shell("readlink /dev/core; true").output();
+    let is_shown = std::path::Path::new("/proc/kcore").exists();
+    assert_eq!(output, if is_shown { "/proc/kcore\n" } else { "" });
+}
+
+fn every_type_of_device_is_made() {
+    let mut bundle = TestBundle::shell("stat -c '%F %t:%T %a' /dev/c /dev/u /dev/b /dev/p");
+    bundle.config["linux"]["devices"] = json!([
+        { "path": "/dev/c", "type": "c", "major": 1, "minor": 3 },
+        { "path": "/dev/u", "type": "u", "major": 1, "minor": 5, "fileMode": 0o20600 },
+        { "path": "/dev/b", "type": "b", "major": 4095, "minor": 1_048_575, "fileMode": 0 },
+        { "path": "/dev/p", "type": "p" }
+    ]);
+    assert_eq!(
+        bundle.output(),
+        "character special file 1:3 666\ncharacter special file 1:5 600\nblock special file fff:fffff 0\n\
+         fifo 0:0 666\n"
+    );
+}
+
+fn in_a_user_namespace_devices_are_bound_and_fifos_made() {
+    let mut bundle = TestBundle::shell(
+        "echo x >/dev/null && head -c 3 /dev/full | wc -c; stat -c '%F %a %u:%g' /dev/pipe /dev/null; \
+         grep -c ' /dev/null ' /proc/self/mountinfo",
+    );
+    let mapping = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
+    let linux = bundle.config["linux"].as_object_mut().unwrap();
+    linux["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "type": "user" }));
+    linux.insert("uidMappings".into(), mapping.clone());
+    linux.insert("gidMappings".into(), mapping);
+    linux.insert(
+        "devices".into(),
+        json!([{ "path": "/dev/pipe", "type": "p", "fileMode": 0o640, "uid": 3, "gid": 4 }]),
+    );
+    std::os::unix::fs::chown(bundle.rootfs(), Some(200_000), Some(200_000)).unwrap();
+    for folder in bundle.rootfs().ancestors().take(3) {
+        std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    assert_eq!(
+        bundle.output(),
+        "3\nfifo 640 3:4\ncharacter special file 666 65534:65534\n1\n"
+    );
+}
+
+fn without_the_privilege_to_make_nodes_the_callers_are_bound() {
+    let mut own = rustix::thread::capabilities(None).unwrap();
+    own.permitted.remove(rustix::thread::CapabilitySet::MKNOD);
+    own.effective.remove(rustix::thread::CapabilitySet::MKNOD);
+    rustix::thread::set_capabilities(None, own).unwrap();
+    let mut bundle = TestBundle::shell("head -c 3 /dev/zero | wc -c");
+    assert_eq!(bundle.output(), "3\n");
+    // What is bound has to be the device asked for, and not what the caller has of that name.
+    bundle.config["linux"]["devices"] = json!([{ "path": "/dev/zero", "type": "c", "major": 1, "minor": 9 }]);
+    let message = crate::bundle::chain(&bundle.create(container::Stdio::Inherit).unwrap_err());
+    assert!(
+        message.contains("/dev/zero") && message.contains("No such device"),
+        "{message}"
+    );
 }
 
 fn an_image_that_brings_a_link_as_a_device_is_not_followed() {

@@ -7,6 +7,7 @@ use crate::bundle::{TestBundle, chain};
 
 crate::tests!(
     fields_not_honoured_yet_are_refused_by_their_place,
+    labels_of_security_modules_are_refused_by_their_place,
     empty_fields_not_honoured_yet_are_no_reason,
     a_root_file_system_that_is_missing_is_named,
     a_configuration_without_process_or_root_is_refused,
@@ -32,8 +33,6 @@ fn fields_not_honoured_yet_are_refused_by_their_place() {
             json!({ "defaultAction": "SCMP_ACT_ALLOW" }),
             "linux.seccomp",
         ),
-        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
-        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         (
             "/process/ioPriority",
             json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
@@ -44,7 +43,6 @@ fn fields_not_honoured_yet_are_refused_by_their_place() {
             json!({ "policy": "SCHED_BATCH" }),
             "process.scheduler",
         ),
-        ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({}), "linux.intelRdt"),
         (
             "/linux/personality",
@@ -65,6 +63,23 @@ fn fields_not_honoured_yet_are_refused_by_their_place() {
     }
 }
 
+fn labels_of_security_modules_are_refused_by_their_place() {
+    for (pointer, field, module) in [
+        ("/process/apparmorProfile", "process.apparmorProfile", "AppArmor"),
+        ("/process/selinuxLabel", "process.selinuxLabel", "SELinux"),
+        ("/linux/mountLabel", "linux.mountLabel", "SELinux"),
+    ] {
+        let mut bundle = TestBundle::command(&["true"]);
+        set(&mut bundle.config, pointer, json!("some-label"));
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains(&format!("{field}: `some-label`")) && message.contains(module),
+            "{message}"
+        );
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+}
+
 fn empty_fields_not_honoured_yet_are_no_reason() {
     let mut bundle = TestBundle::command(&["true"]);
     set(
@@ -72,7 +87,14 @@ fn empty_fields_not_honoured_yet_are_no_reason() {
         "/hooks",
         json!({ "prestart": [], "poststop": [] }),
     );
-    set(&mut bundle.config, "/process/apparmorProfile", json!(""));
+    for label in [
+        "/process/apparmorProfile",
+        "/process/selinuxLabel",
+        "/linux/mountLabel",
+    ] {
+        set(&mut bundle.config, label, json!(""));
+    }
+    set(&mut bundle.config, "/linux/resources/hugepageLimits", json!([]));
     bundle.output();
 }
 
