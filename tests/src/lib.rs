@@ -11,6 +11,7 @@
 
 pub mod initramfs;
 pub mod leftovers;
+pub mod oci;
 pub mod terminal;
 
 use std::ffi::OsStr;
