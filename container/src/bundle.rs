@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Process, Spec};
+use serde_json::Value;
 
 /// A bundle that was read. Nothing in it was judged yet: [`create`](crate::create) refuses what it cannot honour.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ impl Bundle {
             path: path.clone(),
             source,
         })?;
-        match serde_json::from_slice(&text) {
+        match parse(&text) {
             Ok(spec) => Ok(Bundle { directory, spec }),
             // The document is read again only to say where it is wrong.
             Err(source) => {
@@ -94,6 +95,30 @@ impl Bundle {
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
+}
+
+/// Reads a configuration. One in which `linux.seccomp` says nothing is taken for one without it, as runc takes it: some
+/// writers leave an empty object there, which lacks what the section has to have.
+fn parse(text: &[u8]) -> Result<Spec, serde_json::Error> {
+    serde_json::from_slice(text).or_else(|error| {
+        let mut document: Value = serde_json::from_slice(text)?;
+        let is_empty = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => true,
+            Some(Value::String(text)) => text.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(_) => false,
+        };
+        let says_nothing = |seccomp: &Value| {
+            seccomp.is_object() && is_empty(seccomp.get("defaultAction")) && is_empty(seccomp.get("syscalls"))
+        };
+        match document.get_mut("linux").and_then(Value::as_object_mut) {
+            Some(linux) if linux.get("seccomp").is_some_and(says_nothing) => {
+                linux.remove("seccomp");
+                serde_json::from_value(document)
+            }
+            _ => Err(error),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -132,6 +157,37 @@ mod tests {
             Bundle::load(&folder.path().join("none")),
             Err(BundleError::Directory { .. })
         ));
+    }
+
+    #[test]
+    fn a_seccomp_section_that_says_nothing_is_none() {
+        let load = |seccomp: &str| {
+            load(&format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{seccomp}}}}}"#
+            ))
+        };
+        for empty in [
+            "{}",
+            r#"{"defaultAction":"","syscalls":[]}"#,
+            r#"{"architectures":["SCMP_ARCH_X86"]}"#,
+        ] {
+            let bundle = load(empty).unwrap();
+            assert!(
+                bundle.spec().linux().as_ref().unwrap().seccomp().is_none(),
+                "{empty}"
+            );
+        }
+        let error = load(r#"{"syscalls":[{"names":["read"],"action":"SCMP_ACT_KILL"}]}"#).unwrap_err();
+        assert!(error.to_string().contains("linux.seccomp"), "{error}");
+        let error = load(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":
+            "SCMP_ACT_KILL","args":[{"index":0,"value":1,"op":"SCMP_CMP_MAYBE"}]}]}"#,
+        )
+        .unwrap_err();
+        assert!(
+            error.to_string().contains("linux.seccomp.syscalls[0].args[0].op"),
+            "{error}"
+        );
     }
 
     #[test]
