@@ -19,11 +19,13 @@ use crate::plan::{Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
 use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams, close_everything_but};
 use crate::rootfs::ContainerRoot;
+use crate::seccomp::SeccompPlan;
 
 /// Everything the process needs, opened by the caller.
 pub(crate) struct Joining<'a> {
     pub(crate) process: &'a ProcessPlan,
     pub(crate) namespaces: &'a NamespacePlan,
+    pub(crate) filter: Option<&'a SeccompPlan>,
     /// The container's first process.
     pub(crate) container: BorrowedFd<'a>,
     /// Version 1 cgroups are entered by writing to these.
@@ -68,12 +70,12 @@ impl Joining<'_> {
             return SETUP_FAILED;
         }
         // On success the channel closes with the execution, and that is what the caller waits for.
-        let (code, report) = ready.become_program();
+        let (code, report) = ready.become_program(self.channel.as_fd());
         self.channel.report(&report, None);
         code
     }
 
-    fn set_up(&self) -> Result<Ready, SetUpError> {
+    fn set_up(&self) -> Result<Ready<'_>, SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's end of the
             // channel alive beyond the caller's death.
@@ -98,7 +100,14 @@ impl Joining<'_> {
         };
         let working_directory =
             process::open_working_directory_that_exists(&root, &self.process.working_directory)?;
-        process::take_on(self.process, streams, working_directory, Keyring::New)
+        process::take_on(
+            self.process,
+            streams,
+            working_directory,
+            Keyring::New,
+            self.filter,
+            self.channel.as_fd(),
+        )
     }
 
     fn enter_namespaces(&self) -> Result<(), SetUpError> {

@@ -45,6 +45,7 @@ mod own_program;
 mod plan;
 mod process;
 mod rootfs;
+mod seccomp;
 mod signal;
 mod state;
 
@@ -56,7 +57,8 @@ pub use cgroup::{
 };
 pub use container::{
     Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed, InitFailure,
-    KillError, PauseError, PidFileError, ProcessError, StartError, Stdio, UpdateError, create, list,
+    KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio, UpdateError,
+    create, list,
 };
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};

@@ -4,17 +4,22 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSlice};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, connect, sendmsg, socket_with,
 };
 
+/// How long a client may take to accept a connection, and what is sent.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Sends `terminal` to whoever listens at `path`.
 pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> io::Result<()> {
-    let socket = connect_to(path)?;
+    let socket = connect_to(path, SocketType::STREAM)?;
     let descriptors = [terminal];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -29,13 +34,10 @@ pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> io::Result
     Ok(())
 }
 
-fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+/// Connects to a socket of a client's. Connecting and sending fail when the client takes nothing for long.
+pub(super) fn connect_to(path: &Path, kind: SocketType) -> Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     match SocketAddrUnix::new(path) {
         Ok(address) => connect(&socket, &address)?,
         // A socket address holds 107 bytes of path; a descriptor of the folder makes any path short.

@@ -1,6 +1,6 @@
 //! `create`: everything up to the moment before the program runs.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -9,7 +9,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use super::console::send_terminal;
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
-use super::{Container, CreateError, CreateOptions, InitFailure, Stdio};
+use super::{Container, CreateError, CreateOptions, InitFailure, Stdio, seccomp_agent};
 use crate::cgroup::{Cgroup, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
 use crate::init::{Init, JoinedNamespaces};
@@ -27,6 +27,9 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     let plan = Plan::new(options.bundle, options.id)?;
     check_streams(&plan.process, &options.stdio, options.console_socket)?;
     check_threads()?;
+    if let Some(agent) = plan.seccomp.as_ref().and_then(|seccomp| seccomp.agent.as_ref()) {
+        seccomp_agent::check(agent)?;
+    }
     let sources = Sources::open(&plan)
         .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
     let joined =
@@ -220,12 +223,30 @@ impl Creation<'_> {
                     )?;
                     channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
                 }
+                Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
                 Some((Report::Ready { warnings }, terminal)) => return Ok((terminal, warnings)),
                 Some((Report::Failed { failure, messages }, _)) => {
                     return Err(CreateError::Init(InitFailure::new(failure, messages)));
                 }
                 None => return Err(CreateError::InitDied { how: self.reap() }),
             }
+        }
+    }
+
+    fn hand_listener_over(&self, channel: &CallerChannel, number: RawFd) -> Result<(), CreateError> {
+        let agent = self
+            .plan
+            .seccomp
+            .as_ref()
+            .and_then(|seccomp| seccomp.agent.as_ref());
+        let (Some(agent), Some(child), Some(pid)) = (agent, &self.child, self.state.pid) else {
+            return Err(CreateError::step("find the agent for a listener")(Errno::BADMSG));
+        };
+        match seccomp_agent::hand_over(agent, &self.state, child.as_fd(), pid, number) {
+            Ok(()) => channel.let_go_on().map_err(CreateError::step(LET_GO_ON)),
+            // What comes next from it is the reason, or nothing.
+            Err(error) if error.process_ended() => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use super::{InitFailure, PidFileError};
+use super::{InitFailure, PidFileError, SeccompAgentError};
 use crate::cgroup::CgroupError;
 use crate::hook::HookError;
 use crate::plan::SpecError;
@@ -63,6 +63,9 @@ pub enum CreateError {
         /// What is known of its end.
         how: String,
     },
+    /// The container's system calls could not be handed to its agent.
+    #[error(transparent)]
+    SeccompAgent(#[from] SeccompAgentError),
     /// The terminal could not be delivered.
     #[error("cannot send the terminal to the console socket {}", path.display())]
     ConsoleSocket {

@@ -12,7 +12,7 @@ use super::console::send_terminal;
 use super::create::check_streams;
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
-use super::{Container, CreateError, InitFailure, PidFileError, Stdio};
+use super::{Container, CreateError, InitFailure, PidFileError, SeccompAgentError, Stdio, seccomp_agent};
 use crate::cgroup::CgroupError;
 use crate::join::Joining;
 use crate::kernel::clone3::{Forked, clone3};
@@ -20,7 +20,10 @@ use crate::kernel::pidfd::send_signal;
 use crate::plan::{Namespace, NamespacePlan, ProcessPlan, SpecError};
 use crate::process::CommandFailure;
 use crate::process::channel::{CallerChannel, Report, channel};
-use crate::state::{StateError, Status};
+use crate::seccomp::{AgentPlan, SeccompPlan};
+use crate::state::{OciState, StateError, Status};
+
+const LET_GO_ON: &str = "let the process go on";
 
 /// What to run in a container, and how it is connected.
 #[derive(Debug)]
@@ -80,6 +83,9 @@ pub enum ExecError {
     /// The process was made and died without a word.
     #[error("the process died while it was set up: does the container's memory limit leave room for it?")]
     Died,
+    /// The process's system calls could not be handed to the container's agent.
+    #[error(transparent)]
+    SeccompAgent(#[from] SeccompAgentError),
     /// The terminal could not be delivered.
     #[error("cannot send the terminal to the console socket {}", path.display())]
     ConsoleSocket {
@@ -193,9 +199,16 @@ impl Container {
         let process = ProcessPlan::new(options.process)?;
         let linux = configuration.linux().as_ref();
         let namespaces = NamespacePlan::new(linux.ok_or_else(|| SpecError::missing("linux"))?)?;
+        let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
+        let filter = seccomp.map(SeccompPlan::new).transpose()?;
         check_streams(&process, &options.stdio, options.console_socket)?;
         super::create::check_threads()?;
         let container = self.running_process()?;
+        let agent = filter.as_ref().and_then(|filter| filter.agent.as_ref());
+        let agent = match agent {
+            Some(agent) => Some((agent, self.state()?)),
+            None => None,
+        };
         let cgroup = self.record.cgroup.as_ref();
         let cgroup_entrances = cgroup.map(|cgroup| cgroup.open_entrances()).transpose()?;
         let unified = match cgroup {
@@ -220,6 +233,7 @@ impl Container {
         let joining = Joining {
             process: &process,
             namespaces: &namespaces,
+            filter: filter.as_ref(),
             container: container.as_fd(),
             cgroup_entrances: cgroup_entrances.unwrap_or_default(),
             stdio,
@@ -246,7 +260,12 @@ impl Container {
             warnings: Vec::new(),
         };
         let ran = match pid_namespace.map_or(Ok(()), PidNamespaceOfChildren::restore) {
-            Ok(()) => executed.see_it_run(&caller_channel, options.console_socket, options.pid_file),
+            Ok(()) => executed.see_it_run(
+                &caller_channel,
+                agent.as_ref(),
+                options.console_socket,
+                options.pid_file,
+            ),
             Err(error) => Err(error.into()),
         };
         match ran {
@@ -283,11 +302,12 @@ impl Executed {
     fn see_it_run(
         &mut self,
         channel: &CallerChannel,
+        agent: Option<&(&AgentPlan, OciState)>,
         console_socket: Option<&Path>,
         pid_file: Option<&Path>,
     ) -> Result<(), ExecError> {
         let failed = || ExecError::step("hear from the process");
-        let terminal = match channel.receive().map_err(failed())? {
+        let terminal = match self.hear(channel, agent)? {
             Some((Report::Ready { warnings }, terminal)) => {
                 self.warnings = warnings;
                 terminal
@@ -295,7 +315,7 @@ impl Executed {
             Some((Report::Failed { failure, messages }, _)) => {
                 return Err(ExecError::Process(InitFailure::new(failure, messages)));
             }
-            Some((Report::AwaitsHooks, _)) => return Err(failed()(Errno::BADMSG)),
+            Some((Report::AwaitsHooks | Report::Listener { .. }, _)) => return Err(failed()(Errno::BADMSG)),
             None => return Err(ExecError::Died),
         };
         match (terminal, console_socket) {
@@ -310,16 +330,40 @@ impl Executed {
         if let Some(path) = pid_file {
             write_pid_file(path, self.pid)?;
         }
-        channel
-            .let_go_on()
-            .map_err(ExecError::step("let the process go on"))?;
-        match channel.receive().map_err(failed())? {
+        channel.let_go_on().map_err(ExecError::step(LET_GO_ON))?;
+        match self.hear(channel, agent)? {
             // The channel was closed by the execution, and nothing was said before.
             None => Ok(()),
             Some((Report::Failed { failure, messages }, _)) => {
                 Err(ExecError::Process(InitFailure::new(failure, messages)))
             }
             Some(_) => Err(failed()(Errno::BADMSG)),
+        }
+    }
+
+    /// What the process says next. If that is about its listener, the agent gets it first.
+    fn hear(
+        &self,
+        channel: &CallerChannel,
+        agent: Option<&(&AgentPlan, OciState)>,
+    ) -> Result<Option<(Report, Option<OwnedFd>)>, ExecError> {
+        let receive = || {
+            channel
+                .receive()
+                .map_err(ExecError::step("hear from the process"))
+        };
+        match (receive()?, agent) {
+            (Some((Report::Listener { number }, _)), Some((agent, state))) => {
+                match seccomp_agent::hand_over(agent, state, self.pidfd.as_fd(), self.pid, number) {
+                    Ok(()) => channel.let_go_on().map_err(ExecError::step(LET_GO_ON))?,
+                    Err(error) if error.process_ended() => {
+                        return receive()?.ok_or(error.into()).map(Some);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                receive()
+            }
+            (report, _) => Ok(report),
         }
     }
 }

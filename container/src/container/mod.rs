@@ -13,6 +13,7 @@ mod pause;
 mod pid_file;
 mod pid_namespace;
 mod processes;
+mod seccomp_agent;
 mod start;
 mod state;
 mod update;
@@ -32,6 +33,7 @@ pub use list::list;
 pub use pause::PauseError;
 pub use pid_file::PidFileError;
 pub use processes::ProcessError;
+pub use seccomp_agent::SeccompAgentError;
 pub use start::StartError;
 pub use update::UpdateError;
 

@@ -1,16 +1,17 @@
 //! `start`: the program runs.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::{Container, InitFailure};
+use super::{Container, InitFailure, SeccompAgentError, seccomp_agent};
 use crate::hook::{self, DefaultEnvironment, HookError};
 use crate::kernel::pidfd::send_signal;
 use crate::process::CommandFailure;
 use crate::process::channel::Report;
+use crate::seccomp::AgentPlan;
 use crate::state::{StateError, Status};
 
 /// Why a container could not be started.
@@ -36,6 +37,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The container's system calls could not be handed to its agent. The container was stopped.
+    #[error(transparent)]
+    SeccompAgent(#[from] SeccompAgentError),
     /// A hook failed once the program ran. The program was killed; the container can be deleted.
     #[error("the container was stopped again")]
     Hook(#[from] HookError),
@@ -88,22 +92,50 @@ impl Container {
             source: errno.into(),
         };
         send(&socket, &[1], SendFlags::NOSIGNAL).map_err(unreachable)?;
-        let mut packet = vec![0; 32 << 10];
-        let length = loop {
-            match recv(&socket, &mut packet, RecvFlags::empty()) {
-                Err(Errno::INTR) => {}
-                result => break result.map_err(unreachable)?.0,
+        let mut report = receive(&socket).map_err(unreachable)?;
+        if let Some(Report::Listener { number }) = report {
+            if let Err(error) = self.hand_listener_over(number) {
+                self.directory.forget_start()?;
+                // It is dead, and what it said last is the better reason.
+                return Err(match receive(&socket) {
+                    Ok(Some(Report::Failed { failure, messages })) => {
+                        StartError::Program(InitFailure::new(failure, messages))
+                    }
+                    _ => error,
+                });
             }
-        };
+            send(&socket, &[1], SendFlags::NOSIGNAL).map_err(unreachable)?;
+            report = receive(&socket).map_err(unreachable)?;
+        }
         self.directory.forget_start()?;
-        match Report::decode(packet.get(..length).unwrap_or_default()) {
+        match report {
             // The socket was closed by the execution, and nothing was said before.
             None => self.run_poststart_hooks(),
             Some(Report::Failed { failure, messages }) => {
                 Err(StartError::Program(InitFailure::new(failure, messages)))
             }
-            Some(Report::Ready { .. } | Report::AwaitsHooks) => Err(unreachable(Errno::BADMSG)),
+            Some(Report::Ready { .. } | Report::AwaitsHooks | Report::Listener { .. }) => {
+                Err(unreachable(Errno::BADMSG))
+            }
         }
+    }
+
+    fn hand_listener_over(&self, number: RawFd) -> Result<(), StartError> {
+        let unreachable = |source| StartError::Unreachable {
+            id: self.id.to_string(),
+            source,
+        };
+        let agent = AgentPlan::configured(&self.directory.read_configuration()?);
+        let agent = agent.ok_or_else(|| unreachable(Errno::BADMSG.into()))?;
+        let process = self.pidfd().map_err(unreachable)?;
+        let (Some(process), Some(pid)) = (process, self.pid()) else {
+            return Err(unreachable(Errno::SRCH.into()));
+        };
+        seccomp_agent::hand_over(&agent, &self.state()?, process.as_fd(), pid, number).map_err(|error| {
+            // It ends by itself when it hears that nobody has its listener, unless its filter is in the way.
+            let _ = send_signal(process.as_fd(), libc::SIGKILL);
+            error.into()
+        })
     }
 
     fn run_poststart_hooks(&self) -> Result<(), StartError> {
@@ -126,6 +158,17 @@ impl Container {
             // It ended by itself.
             Err(source) if source.raw_os_error() == Some(libc::ESRCH) => Err(StartError::Hook(hook)),
             Err(source) => Err(StartError::NotStopped { hook, source }),
+        }
+    }
+}
+
+/// What the container's process says; none when it executed its program.
+fn receive(socket: &OwnedFd) -> Result<Option<Report>, Errno> {
+    let mut packet = vec![0; 32 << 10];
+    loop {
+        match recv(socket, &mut packet, RecvFlags::empty()) {
+            Err(Errno::INTR) => {}
+            result => return Ok(Report::decode(packet.get(..result?.0).unwrap_or_default())),
         }
     }
 }

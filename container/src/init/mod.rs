@@ -9,7 +9,7 @@ mod namespaces;
 mod start;
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::fs::Mode;
@@ -98,7 +98,7 @@ impl Init<'_> {
         }
     }
 
-    fn set_up(&self) -> Result<Ready, SetUpError> {
+    fn set_up(&self) -> Result<Ready<'_>, SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's lock and its
             // end of the channel alive beyond the caller's death.
@@ -151,6 +151,13 @@ impl Init<'_> {
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
         rootfs::pivot(root, &plan.root)?;
-        process::take_on(&plan.process, streams, working_directory, self.keyring)
+        process::take_on(
+            &plan.process,
+            streams,
+            working_directory,
+            self.keyring,
+            plan.seccomp.as_ref(),
+            self.channel.as_fd(),
+        )
     }
 }

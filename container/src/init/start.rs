@@ -1,6 +1,6 @@
 //! Waiting to be started.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
@@ -13,7 +13,7 @@ use crate::state::Status;
 
 impl Init<'_> {
     /// Reports, waits for a starter, and becomes the program. Returns the exit code if it cannot.
-    pub(super) fn report_wait_and_become(&self, ready: &Ready) -> i32 {
+    pub(super) fn report_wait_and_become(&self, ready: &Ready<'_>) -> i32 {
         if !self.channel.report(&ready.report(), ready.terminal.as_ref()) {
             return SETUP_FAILED;
         }
@@ -27,18 +27,18 @@ impl Init<'_> {
         let Ok(starter) = wait_for_starter(&self.start) else {
             return SETUP_FAILED;
         };
-        let (code, report) = self.become_program(ready);
+        let (code, report) = self.become_program(ready, starter.as_fd());
         // A starter that died meanwhile needs no answer; the exit code says the same.
         let _ = send(&starter, &report.encode(), SendFlags::NOSIGNAL);
         code
     }
 
     /// On success the starter's socket closes with the execution, and that is what it waits for.
-    fn become_program(&self, ready: &Ready) -> (i32, Report) {
+    fn become_program(&self, ready: &Ready<'_>, starter: BorrowedFd<'_>) -> (i32, Report) {
         let hooks = &self.plan.hooks.start_container;
         let state = self.state_for_hooks(Status::Created);
         match hook::run_all(hooks, &state, DefaultEnvironment::These(&ready.environment)) {
-            Ok(()) => ready.become_program(),
+            Ok(()) => ready.become_program(starter),
             Err(error) => (SETUP_FAILED, SetUpError::from(error).report()),
         }
     }

@@ -7,6 +7,7 @@ pub(crate) mod keyring;
 mod loopback;
 pub(crate) mod mount_setattr;
 pub(crate) mod pidfd;
+pub(crate) mod seccomp;
 pub(crate) mod signal_disposition;
 pub(crate) mod threads;
 

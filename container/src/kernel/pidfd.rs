@@ -1,6 +1,6 @@
-//! Signals through a process descriptor, with any signal number.
+//! Process descriptors: signals with any number, and other processes' descriptors.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -20,4 +20,12 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errn
         )
     };
     checked(returned).map(|_| ())
+}
+
+/// A copy of descriptor `number` of the process of `pidfd`; `EBADF` when it has none of that number.
+pub(crate) fn get_descriptor(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes integers only.
+    let returned = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
+    // SAFETY: the kernel returned a fresh descriptor, closed on execution, that nothing else owns.
+    checked(returned).map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })
 }

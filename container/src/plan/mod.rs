@@ -32,6 +32,7 @@ pub use spec_error::SpecError;
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupPlan;
 use crate::id::ContainerId;
+use crate::seccomp::SeccompPlan;
 
 /// Everything a container's configuration asks for.
 #[derive(Debug)]
@@ -48,6 +49,7 @@ pub(crate) struct Plan {
     /// Files below `/proc/sys` and what to write to each.
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) process: ProcessPlan,
+    pub(crate) seccomp: Option<SeccompPlan>,
     pub(crate) cgroup: CgroupPlan,
     pub(crate) hooks: HookPlan,
     /// What is honoured and should still be changed.
@@ -95,6 +97,7 @@ impl Plan {
             read_only_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
             sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
             process: ProcessPlan::new(process)?,
+            seccomp: linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?,
             cgroup: CgroupPlan::new(linux, id)?,
             hooks: HookPlan::new(spec)?,
             warnings: mounts::warnings(spec.mounts().as_deref().unwrap_or_default()),

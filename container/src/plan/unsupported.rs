@@ -68,7 +68,6 @@ fn refuse_of_process(process: &Process, present: &mut impl FnMut(bool, &'static 
 }
 
 fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {
-    present(linux.seccomp().is_some(), "linux.seccomp");
     present(linux.intel_rdt().is_some(), "linux.intelRdt");
     present(linux.memory_policy().is_some(), "linux.memoryPolicy");
     present(linux.personality().is_some(), "linux.personality");

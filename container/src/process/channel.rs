@@ -1,7 +1,7 @@
 //! The socket between a caller and the process it made: few packets, and its end when either dies.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
@@ -19,6 +19,8 @@ const PACKET_LIMIT: usize = 32 << 10;
 pub(crate) enum Report {
     /// The process waits for the hooks that the caller runs at this point.
     AwaitsHooks,
+    /// The process is about to load a filter whose listener will be this descriptor of its own, and waits to go on.
+    Listener { number: RawFd },
     /// The process waits to be started.
     Ready { warnings: Vec<String> },
     /// It could not be set up, and ends.
@@ -125,6 +127,7 @@ impl CallerChannel {
 
 // The first byte says what it is, and texts follow, each after a NUL.
 const AWAITS_HOOKS: u8 = b'h';
+const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const FAILED: u8 = b'f';
 const NOT_FOUND: u8 = b'n';
@@ -134,6 +137,7 @@ impl Report {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (tag, texts) = match self {
             Report::AwaitsHooks => (AWAITS_HOOKS, &Vec::new()),
+            Report::Listener { number } => (LISTENER, &vec![number.to_string()]),
             Report::Ready { warnings } => (READY, warnings),
             Report::Failed {
                 failure: None,
@@ -166,6 +170,9 @@ impl Report {
         };
         Some(match *tag {
             AWAITS_HOOKS => Report::AwaitsHooks,
+            LISTENER => Report::Listener {
+                number: std::str::from_utf8(rest.strip_prefix(&[0])?).ok()?.parse().ok()?,
+            },
             READY => Report::Ready { warnings: texts() },
             FAILED => Report::Failed {
                 failure: None,
@@ -192,6 +199,7 @@ mod tests {
     fn reports_arrive_as_they_were_sent() {
         for report in [
             Report::AwaitsHooks,
+            Report::Listener { number: 12 },
             Report::Ready { warnings: Vec::new() },
             Report::Ready {
                 warnings: vec!["one".into(), "two".into()],

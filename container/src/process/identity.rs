@@ -76,7 +76,13 @@ fn no_working_directory(path: &Path, problem: &str) -> SetUpError {
 
 /// Gives away what the program is not to have. Returns what was asked for and could not be given: the specification
 /// wants that to be told and not to fail.
-pub(crate) fn take(process: &ProcessPlan, working_directory: OwnedFd) -> Result<Vec<String>, SetUpError> {
+///
+/// `before_capabilities` is called as the user, while all capabilities are still held.
+pub(super) fn take(
+    process: &ProcessPlan,
+    working_directory: OwnedFd,
+    before_capabilities: impl FnOnce() -> Result<(), SetUpError>,
+) -> Result<Vec<String>, SetUpError> {
     hide_memory()?;
     // As root, because a folder of another user's is often where the program is meant to start.
     let entered = fchdir(&working_directory);
@@ -95,6 +101,7 @@ pub(crate) fn take(process: &ProcessPlan, working_directory: OwnedFd) -> Result<
             .map_err(|_| errno)
             .map_err(SetUpError::field("process.cwd", "enter it"))?;
     }
+    before_capabilities()?;
     set_capability_sets(&wanted)?;
     if process.no_new_privileges {
         set_no_new_privs(true).map_err(SetUpError::field("process.noNewPrivileges", "set it"))?;
@@ -140,6 +147,13 @@ fn remove(capability: u64) -> Result<(), Errno> {
         Err(Errno::INVAL) => Ok(()),
         result => result,
     }
+}
+
+/// Leaving uid 0 keeps capabilities permitted, as was asked for, but takes them out of effect.
+pub(super) fn put_into_effect_what_is_held() -> Result<(), SetUpError> {
+    let mut sets = capabilities(None).map_err(SetUpError::step("read the capabilities"))?;
+    sets.effective = sets.permitted;
+    set_capabilities(None, sets).map_err(SetUpError::step("put the capabilities into effect"))
 }
 
 fn set_capability_sets(plan: &CapabilityPlan) -> Result<(), SetUpError> {

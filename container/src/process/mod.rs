@@ -4,6 +4,7 @@
 pub(crate) mod channel;
 mod command;
 mod environment;
+mod filter;
 mod identity;
 mod limits;
 mod ready;
@@ -11,7 +12,7 @@ mod set_up_error;
 mod terminal;
 
 use std::error::Error;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -29,6 +30,7 @@ pub(crate) use terminal::{Terminal, open_terminal};
 
 use crate::kernel::keyring::begin_session_keyring;
 use crate::plan::ProcessPlan;
+use crate::seccomp::SeccompPlan;
 
 /// The exit code of a process that could not be set up; nobody sees it but in a debugger, the message is what counts.
 pub(crate) const SETUP_FAILED: i32 = 125;
@@ -54,12 +56,17 @@ pub(crate) enum Keyring {
 
 /// Gives this process, which has its root and namespaces, its session, streams, limits, user and capabilities. What is
 /// left after that is to execute the program.
-pub(crate) fn take_on(
+///
+/// The kernel takes a system call filter from a process that is privileged or that gave up ever becoming so. The second
+/// way is the better one, because the filter can wait until the execution and then only has to allow that.
+pub(crate) fn take_on<'a>(
     plan: &ProcessPlan,
     streams: Streams<'_>,
     working_directory: OwnedFd,
     keyring: Keyring,
-) -> Result<Ready, SetUpError> {
+    filter: Option<&'a SeccompPlan>,
+    caller: BorrowedFd<'_>,
+) -> Result<Ready<'a>, SetUpError> {
     rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
     if keyring == Keyring::New {
         begin_session_keyring().map_err(SetUpError::step("begin a session keyring"))?;
@@ -76,7 +83,18 @@ pub(crate) fn take_on(
         }
     };
     limits::set_resource_limits(&plan.limits)?;
-    let warnings = identity::take(plan, working_directory)?;
+    let (early_filter, late_filter) = match plan.no_new_privileges {
+        true => (None, filter),
+        false => (filter, None),
+    };
+    let load_early_filter = || match early_filter {
+        Some(early_filter) => {
+            identity::put_into_effect_what_is_held()?;
+            filter::load(early_filter, caller)
+        }
+        None => Ok(()),
+    };
+    let warnings = identity::take(plan, working_directory, load_early_filter)?;
     umask(Mode::from_raw_mode(plan.user.umask));
     let environment = environment::complete(plan);
     let path = command::find(plan, &environment)?;
@@ -84,6 +102,7 @@ pub(crate) fn take_on(
         path,
         arguments: plan.arguments.clone(),
         environment,
+        filter: late_filter,
         terminal,
         warnings,
     })

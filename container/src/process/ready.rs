@@ -1,27 +1,31 @@
 //! The last step: becoming the program.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
 use super::channel::Report;
 use super::command::{CommandError, CommandFailure};
+use super::{SETUP_FAILED, filter};
 use crate::kernel::close_range;
 use crate::kernel::execve::{StringArray, execve};
+use crate::seccomp::SeccompPlan;
 
 /// A process that has everything but its program.
-pub(crate) struct Ready {
+pub(crate) struct Ready<'a> {
     pub(super) path: CString,
     pub(super) arguments: Vec<CString>,
     pub(crate) environment: Vec<CString>,
+    /// What is loaded right before the execution.
+    pub(super) filter: Option<&'a SeccompPlan>,
     /// The caller's end of the terminal.
     pub(crate) terminal: Option<OwnedFd>,
     /// What could not be given and the specification allows to be missing.
     pub(crate) warnings: Vec<String>,
 }
 
-impl Ready {
+impl Ready<'_> {
     /// What to tell the caller.
     pub(crate) fn report(&self) -> Report {
         Report::Ready {
@@ -30,9 +34,15 @@ impl Ready {
     }
 
     /// Executes the program. Returns only if the kernel refuses, with the exit code and what to tell.
-    pub(crate) fn become_program(&self) -> (i32, Report) {
+    /// `caller` is the socket to whoever waits for it.
+    pub(crate) fn become_program(&self, caller: BorrowedFd<'_>) -> (i32, Report) {
         let arguments = StringArray::new(self.arguments.iter().map(CString::as_c_str));
         let environment = StringArray::new(self.environment.iter().map(CString::as_c_str));
+        if let Some(filter) = self.filter
+            && let Err(error) = filter::load(filter, caller)
+        {
+            return (SETUP_FAILED, error.report());
+        }
         let errno = execve(&self.path, &arguments, &environment);
         let failure = CommandFailure::of(errno);
         let error = CommandError::execute(&self.path, errno);

@@ -21,6 +21,8 @@ mod paths;
 mod pause;
 mod privileges;
 mod refusals;
+mod seccomp;
+mod seccomp_agent;
 mod terminal;
 mod update;
 
@@ -54,6 +56,7 @@ fn all_tests() -> Vec<Test> {
         pause::TESTS,
         privileges::TESTS,
         refusals::TESTS,
+        seccomp::TESTS,
         terminal::TESTS,
         update::TESTS,
     ]

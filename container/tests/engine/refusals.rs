@@ -29,11 +29,6 @@ fn set(config: &mut Value, pointer: &str, value: Value) {
 fn fields_not_honoured_yet_are_refused_by_their_place() {
     for (pointer, value, field) in [
         (
-            "/linux/seccomp",
-            json!({ "defaultAction": "SCMP_ACT_ALLOW" }),
-            "linux.seccomp",
-        ),
-        (
             "/process/ioPriority",
             json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
             "process.ioPriority",
