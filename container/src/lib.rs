@@ -44,6 +44,7 @@ mod kernel;
 mod own_program;
 mod plan;
 mod process;
+mod procfs;
 mod rootfs;
 mod seccomp;
 mod signal;

@@ -18,6 +18,7 @@ use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
 use crate::process::channel::{CallerChannel, Report, channel};
+use crate::procfs;
 use crate::rootfs::Sources;
 use crate::state::{OciState, ProcessIdentity, Record, StateDirectory, Status};
 
@@ -365,12 +366,8 @@ fn map_users(pid: i32, namespaces: &NamespacePlan) -> Result<(), CreateError> {
         ("uid_map", &namespaces.uid_mappings),
         ("gid_map", &namespaces.gid_mappings),
     ] {
-        std::fs::write(format!("/proc/{pid}/{file}"), id_map(mappings)).map_err(|source| {
-            CreateError::Step {
-                doing: "write the user namespace's maps",
-                source,
-            }
-        })?;
+        procfs::write(format!("{pid}/{file}"), id_map(mappings).as_bytes())
+            .map_err(CreateError::step("write the user namespace's maps"))?;
     }
     Ok(())
 }

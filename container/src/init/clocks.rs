@@ -1,13 +1,13 @@
 //! The time namespace (time_namespaces(7)).
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use crate::process::{SetUpError, write_file};
+use crate::process::SetUpError;
+use crate::procfs;
 
 /// Makes a time namespace, sets its clocks, which is possible only while nobody is in it, and enters it.
 pub(super) fn enter_time_namespace(offsets: &[(&str, i64, u32)]) -> Result<(), SetUpError> {
@@ -15,7 +15,7 @@ pub(super) fn enter_time_namespace(offsets: &[(&str, i64, u32)]) -> Result<(), S
     unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }.map_err(SetUpError::step("make the time namespace"))?;
     for (clock, seconds, nanoseconds) in offsets {
         let line = format!("{clock} {seconds} {nanoseconds}\n");
-        write_file(Path::new("/proc/self/timens_offsets"), line.as_bytes()).map_err(SetUpError::field(
+        procfs::write("self/timens_offsets", line.as_bytes()).map_err(SetUpError::field(
             format!("linux.timeOffsets.{clock}"),
             "set the clock",
         ))?;

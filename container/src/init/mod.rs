@@ -139,7 +139,7 @@ impl Init<'_> {
         let streams = match (plan.process.terminal, &self.stdio) {
             (Some(size), _) => {
                 let terminal = process::open_terminal(&root, size, plan.process.user.uid)?;
-                terminal.show_as_console(&root)?;
+                rootfs::make_console(&root, terminal.peer())?;
                 Streams::Terminal(terminal)
             }
             (None, Some(files)) => Streams::Files(files),

@@ -176,21 +176,21 @@ fn named(
     Ok(Some(name.clone()))
 }
 
-/// Paths inside the container. A relative one, against the specification, is taken from the root as other runtimes do.
+/// Paths inside the container, each once. A relative one, against the specification, is taken from the root as other
+/// runtimes do.
 fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<PathBuf>, SpecError> {
-    let paths = paths.as_deref().unwrap_or_default();
-    paths
-        .iter()
-        .enumerate()
-        .map(|(index, path)| {
-            if path.is_empty() || path.contains('\0') {
-                Err(SpecError::invalid(
-                    format!("{field}[{index}]"),
-                    format!("`{path}` is not a path"),
-                ))
-            } else {
-                Ok(PathBuf::from("/").join(path))
-            }
-        })
-        .collect()
+    let mut absolute = Vec::new();
+    for (index, path) in paths.iter().flatten().enumerate() {
+        if path.is_empty() || path.contains('\0') {
+            return Err(SpecError::invalid(
+                format!("{field}[{index}]"),
+                format!("`{path}` is not a path"),
+            ));
+        }
+        let path = PathBuf::from("/").join(path);
+        if !absolute.contains(&path) {
+            absolute.push(path);
+        }
+    }
+    Ok(absolute)
 }

@@ -4,16 +4,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::setrlimit;
 
-use super::{SetUpError, write_file};
+use super::SetUpError;
 use crate::plan::ResourceLimit;
+use crate::procfs;
 
 /// While the caller's `/proc` is still there: the container may have none.
 pub(crate) fn set_oom_score_adjustment(score: i32) -> Result<(), SetUpError> {
-    write_file(
-        Path::new("/proc/self/oom_score_adj"),
-        score.to_string().as_bytes(),
-    )
-    .map_err(SetUpError::field(
+    procfs::write("self/oom_score_adj", score.to_string().as_bytes()).map_err(SetUpError::field(
         "process.oomScoreAdj",
         format!("set it to {score}"),
     ))
@@ -22,7 +19,7 @@ pub(crate) fn set_oom_score_adjustment(score: i32) -> Result<(), SetUpError> {
 /// `/proc/sys` shows each process the parameters of its own namespaces, so the caller's `/proc` serves here too.
 pub(crate) fn write_sysctl(files: &[(PathBuf, String)]) -> Result<(), SetUpError> {
     for (path, value) in files {
-        write_file(&Path::new("/proc/sys").join(path), value.as_bytes()).map_err(SetUpError::field(
+        procfs::write(Path::new("sys").join(path), value.as_bytes()).map_err(SetUpError::field(
             format!("linux.sysctl[`{}`]", path.display()),
             format!("set it to `{value}`"),
         ))?;

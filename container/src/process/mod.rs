@@ -13,9 +13,8 @@ mod terminal;
 
 use std::error::Error;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::umask;
 
@@ -141,10 +140,4 @@ pub(crate) fn messages(error: &dyn Error) -> Vec<String> {
         cause = error.source();
     }
     messages
-}
-
-/// Writes to a file of the kernel's, in one write.
-pub(crate) fn write_file(path: &Path, value: &[u8]) -> Result<(), Errno> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, value).map(|_| ())
 }

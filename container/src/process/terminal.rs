@@ -5,7 +5,6 @@ use std::path::Path;
 
 use rustix::fs::{OFlags, fchown};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Uid, ioctl_tiocsctty};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -59,17 +58,9 @@ pub(crate) fn open_terminal(
 }
 
 impl Terminal {
-    /// Makes it the container's `/dev/console`.
-    pub(crate) fn show_as_console(&self, root: &ContainerRoot) -> Result<(), SetUpError> {
-        let show = || -> Result<(), Errno> {
-            let place = root.make_file(Path::new("/dev/console"))?;
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH;
-            let tree = open_tree(&self.peer, "", flags)?;
-            crate::rootfs::move_onto(&tree, &place)
-        };
-        show().map_err(SetUpError::step("make the terminal /dev/console"))
+    /// The program's end.
+    pub(crate) fn peer(&self) -> &OwnedFd {
+        &self.peer
     }
 
     /// Makes this the controlling terminal of the session that was just begun, and its standard streams.

@@ -5,16 +5,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Mode, OFlags, chownat, mknodat, openat, readlinkat, statat, symlinkat,
-    unlinkat,
+    Access, AtFlags, CWD, FileType, Mode, OFlags, chownat, fstat, mknodat, openat, readlinkat, statat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::open_tree;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mounting::move_onto;
 use super::sources::clone_flags;
 use super::{ContainerRoot, RootfsError};
 use crate::plan::DeviceNode;
+use crate::procfs::is_procfs;
 
 /// Links that programs expect (runtime specification, "Dev symbolic links"). Where the kernel shows its memory, there
 /// is also one to that.
@@ -82,8 +83,20 @@ fn is_the_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode) -> Result<bool
     Ok(FileType::from_raw_mode(stat.st_mode) == node.kind.file_type() && stat.st_rdev == node.number)
 }
 
-/// Puts the caller's node of the same path over an empty file.
-fn bind_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode) -> Result<(), Errno> {
+/// Makes a terminal the container's `/dev/console`.
+pub(crate) fn make_console(root: &ContainerRoot, terminal: &OwnedFd) -> Result<(), RootfsError> {
+    let make = || -> Result<(), Errno> {
+        let dev = root.make_folder(Path::new("/dev"))?;
+        let place = make_place(&dev, OsStr::new("console"))?;
+        let tree = open_tree(terminal, "", clone_flags(false) | OpenTreeFlags::AT_EMPTY_PATH)?;
+        move_onto(&tree, &place)
+    };
+    make().map_err(|errno| RootfsError::path("make the terminal", Path::new("/dev/console"), errno))
+}
+
+/// A file for something to be bound over. A link is not followed: an image could have it lead to a file of the
+/// kernel's, which would be hidden from those who are to protect it (CVE-2025-52565).
+fn make_place(folder: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     match mknodat(folder, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
@@ -94,8 +107,18 @@ fn bind_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode) -> Result<(), Er
         OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
+    match FileType::from_raw_mode(fstat(&place)?.st_mode) {
+        FileType::Symlink => Err(Errno::LOOP),
+        _ if is_procfs(&place)? => Err(Errno::PERM),
+        _ => Ok(place),
+    }
+}
+
+/// Puts the caller's node of the same path over an empty file.
+fn bind_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode) -> Result<(), Errno> {
+    let place = make_place(folder, name)?;
     let tree = open_tree(CWD, &node.path, clone_flags(false))?;
-    let stat = rustix::fs::fstat(&tree)?;
+    let stat = fstat(&tree)?;
     if FileType::from_raw_mode(stat.st_mode) != node.kind.file_type() || stat.st_rdev != node.number {
         return Err(Errno::NODEV);
     }

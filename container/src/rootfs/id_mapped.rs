@@ -16,6 +16,7 @@ use super::RootfsError;
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
 use crate::plan::{IdMapped, IdMapping, MappingOfMount, Namespace, id_map};
+use crate::procfs;
 
 /// The namespaces needed so far: mounts of one container mostly share one.
 #[derive(Default)]
@@ -91,8 +92,8 @@ fn make(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd, (&'static str
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     let write = |file: &str, mappings| {
-        std::fs::write(format!("/proc/{pid}/{file}"), id_map(mappings))
-            .map_err(|source| ("map the ids of a user namespace", source))
+        procfs::write(format!("{pid}/{file}"), id_map(mappings).as_bytes())
+            .map_err(|errno| ("map the ids of a user namespace", errno.into()))
     };
     let made = write("uid_map", uids)
         .and_then(|()| write("gid_map", gids))

@@ -10,7 +10,7 @@ mod id_mapped;
 mod in_root;
 mod mounting;
 mod pivot;
-mod procfs;
+mod replaceable;
 mod sources;
 
 use std::io;
@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-pub(crate) use device_nodes::make_device_folder;
+pub(crate) use device_nodes::{make_console, make_device_folder};
 pub(crate) use hidden_paths::{mask, protect};
 pub(crate) use in_root::ContainerRoot;
-pub(crate) use mounting::{mount_all, move_onto};
+pub(crate) use mounting::mount_all;
 pub(crate) use pivot::{attach, pivot};
 pub(crate) use sources::Sources;
 

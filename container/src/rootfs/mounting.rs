@@ -12,12 +12,13 @@ use rustix::mount::{MountFlags, MoveMountFlags, mount, move_mount};
 use super::copy_up::copy_up;
 use super::file_system::{self, Refusal};
 use super::in_root::path_of;
-use super::procfs::{check_mount_point, is_procfs};
+use super::replaceable::check_mount_point;
 use super::sources::{change, make_read_only};
 use super::{ContainerRoot, RootfsError, Sources, cgroup_mount};
 use crate::cgroup::Cgroup;
 use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
 use crate::plan::{MountKind, MountOptions, MountPlan};
+use crate::procfs::is_procfs;
 
 /// Mounts that become read-only when everything has its place in them.
 #[must_use]
@@ -101,7 +102,7 @@ pub(super) fn attach(tree: &OwnedFd, place: &OwnedFd, path: &Path) -> Result<(),
 }
 
 /// Puts a detached mount where `destination` is.
-pub(crate) fn move_onto(tree: &OwnedFd, destination: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn move_onto(tree: &OwnedFd, destination: &OwnedFd) -> Result<(), Errno> {
     let both_are_descriptors =
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", destination, "", both_are_descriptors)

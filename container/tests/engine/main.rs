@@ -11,6 +11,7 @@ mod leftovers;
 
 mod cgroups;
 mod devices;
+mod escapes;
 mod exec;
 mod exit_codes;
 mod hooks;
@@ -47,6 +48,7 @@ fn all_tests() -> Vec<Test> {
         cgroups::TESTS,
         devices::TESTS,
         exec::TESTS,
+        escapes::TESTS,
         exit_codes::TESTS,
         hooks::TESTS,
         life::TESTS,

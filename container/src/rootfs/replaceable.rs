@@ -1,15 +1,10 @@
-//! Telling the kernel's own files from an image's.
+//! What may be mounted on `/proc` and inside it.
 
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::fstatfs;
-use rustix::io::Errno;
-
 use super::RootfsError;
-
-/// `PROC_SUPER_MAGIC` of `<linux/magic.h>`.
-const PROC_MAGIC: i64 = 0x9fa0;
+use crate::procfs::is_procfs;
 
 /// Files of `/proc` that may be replaced, because they only inform: some users show containers their own limits there.
 const REPLACEABLE: [&str; 11] = [
@@ -26,8 +21,9 @@ const REPLACEABLE: [&str; 11] = [
     "/proc/uptime",
 ];
 
-pub(super) fn is_procfs(file: impl AsFd) -> Result<bool, Errno> {
-    Ok(fstatfs(file)?.f_type == PROC_MAGIC)
+/// Whether files of others may take the place of this one.
+pub(super) fn is_replaceable(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| REPLACEABLE.contains(&path))
 }
 
 /// Refuses what would put other files in the place of the kernel's, by which processes are confined and looked at
@@ -49,7 +45,7 @@ pub(super) fn check_mount_point(
     match path.to_str() {
         Some("/proc") if is_procfs_itself => Ok(()),
         Some("/proc") => refuse("only a proc file system can be mounted here"),
-        Some(path) if REPLACEABLE.contains(&path) => Ok(()),
+        _ if is_replaceable(path) => Ok(()),
         _ if is_on_procfs => {
             refuse("is in a proc file system, where nothing may be mounted but what informs")
         }
