@@ -63,6 +63,7 @@ pub use container::{
 };
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};
+pub use init::NamespaceError;
 pub use kernel::{bring_loopback_up, set_read_only};
 pub use own_program::{ProgramError, keep_own_program_out_of_reach};
 pub use plan::SpecError;

@@ -1,5 +1,6 @@
 //! The caller's `/proc`, used only where it is the kernel's.
 
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -21,6 +22,16 @@ pub(crate) fn is_procfs(file: impl AsFd) -> Result<bool, Errno> {
 pub(crate) fn write(path: impl AsRef<Path>, value: &[u8]) -> Result<(), Errno> {
     let file = open_below(Path::new("/proc"), path.as_ref(), OFlags::WRONLY)?;
     rustix::io::write(&file, value).map(|_| ())
+}
+
+/// Reads the file at a path below `/proc`, whole, as text.
+pub(crate) fn read(path: impl AsRef<Path>) -> Result<String, Errno> {
+    let file = open_below(Path::new("/proc"), path.as_ref(), OFlags::RDONLY)?;
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .read_to_string(&mut text)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::ILSEQ))?;
+    Ok(text)
 }
 
 fn open_below(proc: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {

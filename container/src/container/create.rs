@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use super::between::fork_by_process_between;
 use super::console::send_terminal;
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
@@ -31,13 +32,9 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     if let Some(agent) = plan.seccomp.as_ref().and_then(|seccomp| seccomp.agent.as_ref()) {
         seccomp_agent::check(agent)?;
     }
+    let joined = JoinedNamespaces::open(&plan.namespaces)?;
     let sources = Sources::open(&plan)
         .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
-    let joined =
-        JoinedNamespaces::open(&plan.namespaces).map_err(|(path, errno)| CreateError::Namespace {
-            path,
-            source: errno.into(),
-        })?;
     let hierarchies = Hierarchies::mounted()?;
 
     let directory = StateDirectory::create(options.state_root, options.id)?;
@@ -160,10 +157,6 @@ impl Creation<'_> {
         let start = self.directory.listen_for_start()?;
         let (caller_channel, init_channel) =
             channel().map_err(CreateError::step("make a socket to the container's process"))?;
-        let pid_namespace = joined
-            .pid()
-            .map(|namespace| PidNamespaceOfChildren::set(namespace.as_fd()))
-            .transpose()?;
         let stdio = match std::mem::replace(&mut self.options.stdio, Stdio::Inherit) {
             Stdio::Files {
                 stdin,
@@ -189,10 +182,25 @@ impl Creation<'_> {
                 caller_channel.as_fd().as_raw_fd(),
             ],
         };
+        let unified = unified.as_ref().map(AsFd::as_fd);
+        if self.plan.namespaces.needs_process_between() {
+            // SAFETY: this process has one thread, as was checked.
+            let forked = unsafe { fork_by_process_between(init, unified) }?;
+            let Some((pid, pidfd)) = forked else {
+                return Err(self.failure(&caller_channel)?);
+            };
+            self.child = Some(pidfd);
+            return Ok((pid, caller_channel));
+        }
+        let pid_namespace = init
+            .joined
+            .pid()
+            .map(|namespace| PidNamespaceOfChildren::set(namespace.as_fd()))
+            .transpose()?;
         let flags = self.plan.namespaces.clone_flags();
         // SAFETY: this process has one thread, as was checked, and the child only ever runs `Init::run`, which does
         // not come back.
-        let forked = unsafe { clone3(flags, unified.as_ref().map(AsFd::as_fd)) }
+        let forked = unsafe { clone3(flags, unified) }
             .map_err(CreateError::step("make the container's process and namespaces"))?;
         match forked {
             Forked::Child => init.run(),
@@ -204,6 +212,19 @@ impl Creation<'_> {
                 Ok((pid, caller_channel))
             }
         }
+    }
+
+    /// Why there is no process.
+    fn failure(&self, channel: &CallerChannel) -> Result<CreateError, CreateError> {
+        let report = channel
+            .receive()
+            .map_err(CreateError::step("hear from the container's process"))?;
+        Ok(match report {
+            Some((Report::Failed { failure, messages }, _)) => {
+                CreateError::Init(InitFailure::new(failure, messages))
+            }
+            _ => CreateError::InitDied { how: self.reap() },
+        })
     }
 
     fn wait_until_ready(

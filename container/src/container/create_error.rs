@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use super::{InitFailure, PidFileError, SeccompAgentError};
 use crate::cgroup::CgroupError;
 use crate::hook::HookError;
+use crate::init::NamespaceError;
 use crate::plan::SpecError;
 use crate::process::CommandFailure;
 use crate::state::StateError;
@@ -36,15 +37,9 @@ pub enum CreateError {
     /// A mount's source, or the root file system, cannot be opened.
     #[error("cannot open what the container is made of")]
     Sources(#[source] InitFailure),
-    /// A namespace to join cannot be opened.
-    #[error("linux.namespaces: cannot join {}", path.display())]
-    Namespace {
-        /// The namespace.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    /// A namespace to join cannot be.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// A step outside the container's process failed.
     #[error("cannot {doing}")]
     Step {

@@ -1,5 +1,6 @@
 //! A container as its users hold it, and one file for each thing done to it.
 
+mod between;
 mod console;
 mod create;
 mod create_error;

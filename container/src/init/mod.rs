@@ -4,6 +4,7 @@
 //! caller how that went, and waits at a socket to be started. It is a plain sequence: every step is a call into a
 //! module that can be read by itself, and the first error ends it.
 
+mod between;
 mod clocks;
 mod namespaces;
 mod start;
@@ -11,12 +12,14 @@ mod start;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::umask;
 
 pub(crate) use namespaces::JoinedNamespaces;
+pub use namespaces::NamespaceError;
 
 use crate::cgroup::Cgroup;
 use crate::hook::{self, DefaultEnvironment};
@@ -34,7 +37,7 @@ pub(crate) struct Init<'a> {
     pub(crate) sources: Sources,
     /// Version 1 cgroups are entered by writing to these.
     pub(crate) cgroup_entrances: Vec<OwnedFd>,
-    pub(crate) joined: JoinedNamespaces,
+    pub(crate) joined: JoinedNamespaces<'a>,
     /// Standard input, output and error; none leaves the caller's.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) channel: InitChannel,
@@ -98,6 +101,15 @@ impl Init<'_> {
         }
     }
 
+    /// Enters the cgroups and namespaces that exist, with the privileges of the caller.
+    fn enter_existing(&self) -> Result<(), SetUpError> {
+        process::enter_cgroups(&self.cgroup_entrances)?;
+        if let Some(score) = self.plan.process.oom_score_adjustment {
+            process::set_oom_score_adjustment(score)?;
+        }
+        self.joined.enter()
+    }
+
     fn set_up(&self) -> Result<Ready<'_>, SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's lock and its
@@ -106,24 +118,35 @@ impl Init<'_> {
         }
         signal_disposition::reset_for_exec();
         let plan = self.plan;
-        let has_user_namespace = plan.namespaces.creates(Namespace::User);
-        if has_user_namespace {
+        if !plan.namespaces.needs_process_between() {
+            self.enter_existing()?;
+        }
+        namespaces::make(&plan.namespaces)?;
+        let has_user_namespace = plan.namespaces.isolates(Namespace::User);
+        if plan.namespaces.creates(Namespace::User) {
             self.channel
                 .wait_for_caller()
                 .map_err(SetUpError::step("wait for the user namespace's maps"))?;
+        }
+        if has_user_namespace {
+            // Only now: files of a process that changed its user are the host's root's, such as those of its clocks.
             process::become_root_of_user_namespace()?;
         }
-        process::enter_cgroups(&self.cgroup_entrances)?;
-        namespaces::enter(&self.joined, &plan.namespaces)?;
-        namespaces::furnish(plan)?;
-        if let Some(score) = plan.process.oom_score_adjustment {
-            process::set_oom_score_adjustment(score)?;
+        if plan.namespaces.joins(Namespace::User) {
+            namespaces::check_mappings(&plan.namespaces)?;
         }
+        namespaces::furnish(plan)?;
 
         umask(Mode::empty());
+        // Another mount namespace need not have the caller's paths.
+        let place_of_root = if plan.namespaces.joins(Namespace::Mount) {
+            Path::new("/")
+        } else {
+            &plan.root.path
+        };
         let root_descriptor = rustix::io::fcntl_dupfd_cloexec(&self.sources.root, 3)
             .map_err(SetUpError::step("copy the root's descriptor"))?;
-        let root = rootfs::attach(root_descriptor, &plan.root.path)?;
+        let root = rootfs::attach(root_descriptor, place_of_root)?;
         let has_cgroup_namespace = plan.namespaces.isolates(Namespace::Cgroup);
         let unsealed = rootfs::mount_all(
             &root,

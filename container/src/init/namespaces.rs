@@ -1,5 +1,6 @@
 //! Entering and furnishing namespaces.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -9,19 +10,44 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use super::clocks;
 use crate::kernel::bring_loopback_up;
-use crate::plan::{Namespace, NamespacePlan, Plan};
+use crate::kernel::namespace_kind::namespace_kind;
+use crate::plan::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, Plan};
 use crate::process::SetUpError;
 
-/// Existing namespaces, opened by the caller before anything changed.
-pub(crate) struct JoinedNamespaces(Vec<(Namespace, PathBuf, OwnedFd)>);
+/// A namespace of `linux.namespaces` that cannot be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// The file cannot be opened.
+    #[error("config.json: linux.namespaces[{index}].path: cannot open {}", path.display())]
+    Open {
+        /// Its place in the list.
+        index: usize,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is some other.
+    #[error("config.json: linux.namespaces[{index}].path: {} is {found}, and not a {wanted} namespace", path.display())]
+    OtherKind {
+        /// Its place in the list.
+        index: usize,
+        /// The file.
+        path: PathBuf,
+        /// What the file is.
+        found: String,
+        /// What the configuration says it is.
+        wanted: &'static str,
+    },
+}
 
-impl JoinedNamespaces {
-    pub(crate) fn open(plan: &NamespacePlan) -> Result<JoinedNamespaces, (PathBuf, Errno)> {
-        let open = |(kind, path): &(Namespace, PathBuf)| {
-            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map(|fd| (*kind, path.clone(), fd))
-                .map_err(|errno| (path.clone(), errno))
-        };
+/// Existing namespaces, opened by the caller before anything changed.
+pub(crate) struct JoinedNamespaces<'a>(Vec<(&'a JoinedNamespace, OwnedFd)>);
+
+impl JoinedNamespaces<'_> {
+    pub(crate) fn open(plan: &NamespacePlan) -> Result<JoinedNamespaces<'_>, NamespaceError> {
+        let open = |joined| open(joined).map(|fd| (joined, fd));
         plan.joined
             .iter()
             .map(open)
@@ -30,31 +56,89 @@ impl JoinedNamespaces {
     }
 
     /// The pid namespace to join. A process cannot change its own, only that of the children it makes next, so this
-    /// one is the caller's business.
+    /// one is the business of whoever makes the container's process.
     pub(crate) fn pid(&self) -> Option<&OwnedFd> {
-        self.0
-            .iter()
-            .find(|(kind, ..)| *kind == Namespace::Pid)
-            .map(|(.., fd)| fd)
+        self.of_kind(Namespace::Pid).map(|(_, fd)| fd)
     }
-}
 
-/// Enters the existing namespaces, and makes the cgroup and time namespaces.
-pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(), SetUpError> {
-    for (kind, path, fd) in &joined.0 {
+    fn of_kind(&self, kind: Namespace) -> Option<&(&JoinedNamespace, OwnedFd)> {
+        self.0.iter().find(|(joined, _)| joined.kind == kind)
+    }
+
+    /// Enters all that belong to the process itself, save a user namespace.
+    pub(super) fn enter(&self) -> Result<(), SetUpError> {
+        // The mount namespace last, because it also changes what paths mean.
+        for kind in [
+            Namespace::Network,
+            Namespace::Uts,
+            Namespace::Ipc,
+            Namespace::Cgroup,
+            Namespace::Time,
+            Namespace::Mount,
+        ] {
+            self.enter_one(kind)?;
+        }
+        Ok(())
+    }
+
+    /// Enters the user namespace and, for the children of this process, the pid namespace.
+    pub(super) fn enter_for_children(&self) -> Result<(), SetUpError> {
+        self.enter_one(Namespace::Pid)?;
+        self.enter_one(Namespace::User)
+    }
+
+    fn enter_one(&self, kind: Namespace) -> Result<(), SetUpError> {
+        let Some((joined, fd)) = self.of_kind(kind) else {
+            return Ok(());
+        };
         let kind = match kind {
             Namespace::Network => LinkNameSpaceType::Network,
             Namespace::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
             Namespace::Ipc => LinkNameSpaceType::InterProcessCommunication,
             Namespace::Cgroup => LinkNameSpaceType::ControlGroup,
-            // The caller did it; the others are refused by the plan.
-            Namespace::Pid | Namespace::Mount | Namespace::User | Namespace::Time => continue,
+            Namespace::Time => LinkNameSpaceType::Time,
+            Namespace::Mount => LinkNameSpaceType::Mount,
+            Namespace::User => LinkNameSpaceType::User,
+            Namespace::Pid => LinkNameSpaceType::ProcessID,
         };
         move_into_link_name_space(fd.as_fd(), Some(kind)).map_err(SetUpError::field(
-            "linux.namespaces",
-            format!("join the namespace {}", path.display()),
-        ))?;
+            format!("linux.namespaces[{}].path", joined.index),
+            format!("join {}", joined.path.display()),
+        ))
     }
+}
+
+fn open(joined: &JoinedNamespace) -> Result<OwnedFd, NamespaceError> {
+    let look = || -> Result<_, Errno> {
+        // Whatever it is, it is not waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&joined.path, flags, Mode::empty())?;
+        let kind = namespace_kind(&fd)?;
+        Ok((fd, kind))
+    };
+    let (fd, found) = look().map_err(|errno| NamespaceError::Open {
+        index: joined.index,
+        path: joined.path.clone(),
+        source: errno.into(),
+    })?;
+    if found == Some(joined.kind as u64) {
+        return Ok(fd);
+    }
+    let found = found.map(|found| Namespace::ALL.into_iter().find(|kind| *kind as u64 == found));
+    Err(NamespaceError::OtherKind {
+        index: joined.index,
+        path: joined.path.clone(),
+        found: match found {
+            None => "no namespace".to_owned(),
+            Some(None) => "a namespace of an unknown kind".to_owned(),
+            Some(Some(kind)) => format!("a {} namespace", kind.name()),
+        },
+        wanted: joined.kind.name(),
+    })
+}
+
+/// Makes the cgroup and time namespaces, of which others are made with the process.
+pub(super) fn make(plan: &NamespacePlan) -> Result<(), SetUpError> {
     if plan.creates(Namespace::Cgroup) {
         // SAFETY: a new cgroup namespace touches no descriptors.
         unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }
@@ -64,6 +148,46 @@ pub(super) fn enter(joined: &JoinedNamespaces, plan: &NamespacePlan) -> Result<(
         clocks::enter_time_namespace(&plan.time_offsets)?;
     }
     Ok(())
+}
+
+/// Refuses mappings in the configuration that are not those of the user namespace that was joined.
+pub(super) fn check_mappings(plan: &NamespacePlan) -> Result<(), SetUpError> {
+    for (file, field, configured) in [
+        ("uid_map", "linux.uidMappings", &plan.uid_mappings),
+        ("gid_map", "linux.gidMappings", &plan.gid_mappings),
+    ] {
+        if configured.is_empty() {
+            continue;
+        }
+        let map = crate::procfs::read(format!("self/{file}")).map_err(SetUpError::field(
+            field,
+            "read the mappings of the user namespace",
+        ))?;
+        let (mut configured, mut actual) = (configured.clone(), parse_map(&map));
+        for mappings in [&mut configured, &mut actual] {
+            mappings.sort_unstable_by_key(|mapping| mapping.container);
+        }
+        if configured != actual {
+            return Err(SetUpError::Field {
+                field: field.to_owned(),
+                doing: "map ids otherwise than the user namespace that is joined does".to_owned(),
+                source: Errno::INVAL.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn parse_map(map: &str) -> Vec<IdMapping> {
+    let line = |line: &str| {
+        let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
+        Some(IdMapping {
+            container: numbers.next()?,
+            host: numbers.next()?,
+            size: numbers.next()?,
+        })
+    };
+    map.lines().filter_map(line).collect()
 }
 
 /// Gives new namespaces what they lack: a loopback interface that is up, a host name, a domain name.

@@ -1,4 +1,4 @@
-//! `clone3(2)`: the one process the engine makes.
+//! `clone3(2)`: the processes the engine makes.
 
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -26,12 +26,26 @@ pub(crate) enum Forked {
 /// have; and the child never returns into, nor unwinds through, its caller's frames, whose destructors belong to the
 /// parent.
 pub(crate) unsafe fn clone3(namespace_flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
+    // SAFETY: the same promise.
+    unsafe { clone3_with(namespace_flags, libc::SIGCHLD as u64, cgroup) }
+}
+
+/// The same, but the child becomes one of this process's own parent, told of its end as of this process's.
+///
+/// # Safety
+/// As for [`clone3`].
+pub(crate) unsafe fn clone3_for_parent(namespace_flags: u64) -> Result<Forked, Errno> {
+    // SAFETY: the same promise.
+    unsafe { clone3_with(namespace_flags | libc::CLONE_PARENT as u64, 0, None) }
+}
+
+unsafe fn clone3_with(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers, for which zero means "not used".
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = namespace_flags | CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
+    arguments.flags = flags | CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
     arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.exit_signal = exit_signal;
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;

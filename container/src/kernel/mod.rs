@@ -6,6 +6,7 @@ pub(crate) mod execve;
 pub(crate) mod keyring;
 mod loopback;
 pub(crate) mod mount_setattr;
+pub(crate) mod namespace_kind;
 pub(crate) mod pidfd;
 pub(crate) mod seccomp;
 pub(crate) mod signal_disposition;

@@ -24,7 +24,7 @@ pub(crate) use hooks::{Hook, HookPlan};
 use mount_options::propagation_flag;
 pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions};
 pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
-pub(crate) use namespaces::{IdMapping, Namespace, NamespacePlan, id_map};
+pub(crate) use namespaces::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map};
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;
 pub use spec_error::SpecError;

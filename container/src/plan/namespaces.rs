@@ -22,16 +22,52 @@ pub(crate) enum Namespace {
     Network = 0x4000_0000,
 }
 
+impl Namespace {
+    pub(crate) const ALL: [Namespace; 8] = [
+        Namespace::Time,
+        Namespace::Mount,
+        Namespace::Cgroup,
+        Namespace::Uts,
+        Namespace::Ipc,
+        Namespace::User,
+        Namespace::Pid,
+        Namespace::Network,
+    ];
+
+    /// The configuration's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Namespace::Time => "time",
+            Namespace::Mount => "mount",
+            Namespace::Cgroup => "cgroup",
+            Namespace::Uts => "uts",
+            Namespace::Ipc => "ipc",
+            Namespace::User => "user",
+            Namespace::Pid => "pid",
+            Namespace::Network => "network",
+        }
+    }
+}
+
 /// Which namespaces the container gets: new ones, existing ones, and for the rest the caller's.
 #[derive(Debug, Default)]
 pub(crate) struct NamespacePlan {
     created: u64,
-    /// Kind and the file that stands for it, in the order of the configuration.
-    pub(crate) joined: Vec<(Namespace, PathBuf)>,
+    pub(crate) joined: Vec<JoinedNamespace>,
     pub(crate) uid_mappings: Vec<IdMapping>,
     pub(crate) gid_mappings: Vec<IdMapping>,
     /// Clock, seconds, nanoseconds.
     pub(crate) time_offsets: Vec<(&'static str, i64, u32)>,
+}
+
+/// An existing namespace, which somebody else made.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct JoinedNamespace {
+    /// Its place in `linux.namespaces`, for messages.
+    pub(crate) index: usize,
+    pub(crate) kind: Namespace,
+    /// The file that stands for it.
+    pub(crate) path: PathBuf,
 }
 
 /// One line of a user namespace's map (user_namespaces(7)).
@@ -82,7 +118,7 @@ impl NamespacePlan {
         {
             let kind = kind(namespace.typ());
             if seen & kind as u64 != 0 {
-                let problem = format!("{kind:?} is listed twice");
+                let problem = format!("`{}` is listed twice", kind.name());
                 return Err(SpecError::invalid(format!("linux.namespaces[{index}]"), problem));
             }
             seen |= kind as u64;
@@ -95,8 +131,9 @@ impl NamespacePlan {
                 Some(path) => plan.join(index, kind, path)?,
             }
         }
-        if !plan.creates(Namespace::Mount) {
-            let problem = "a new mount namespace is required: mounts must not reach the caller's";
+        if !plan.isolates(Namespace::Mount) {
+            let problem = "needs a mount namespace: without one the container's mounts would be the caller's, stay \
+                           when it ends, and chroot(2) alone would keep it in its root";
             return Err(SpecError::invalid("linux.namespaces", problem));
         }
         plan.uid_mappings = plan.id_mappings("linux.uidMappings", linux.uid_mappings())?;
@@ -106,17 +143,15 @@ impl NamespacePlan {
     }
 
     fn join(&mut self, index: usize, kind: Namespace, path: &Path) -> Result<(), SpecError> {
-        let field = || format!("linux.namespaces[{index}].path");
-        if matches!(kind, Namespace::Mount | Namespace::User | Namespace::Time) {
-            return Err(SpecError::unsupported(format!(
-                "{} (of a {kind:?} namespace)",
-                field()
-            )));
-        }
         if !path.is_absolute() {
-            return Err(SpecError::invalid(field(), "is not an absolute path"));
+            let field = format!("linux.namespaces[{index}].path");
+            return Err(SpecError::invalid(field, "is not an absolute path"));
         }
-        self.joined.push((kind, path.to_owned()));
+        self.joined.push(JoinedNamespace {
+            index,
+            kind,
+            path: path.to_owned(),
+        });
         Ok(())
     }
 
@@ -134,7 +169,20 @@ impl NamespacePlan {
     pub(crate) fn isolated(&self) -> u64 {
         self.joined
             .iter()
-            .fold(self.created, |flags, (kind, _)| flags | *kind as u64)
+            .fold(self.created, |flags, joined| flags | joined.kind as u64)
+    }
+
+    /// Whether the container gets an existing namespace of this kind.
+    pub(crate) fn joins(&self, kind: Namespace) -> bool {
+        self.joined.iter().any(|joined| joined.kind == kind)
+    }
+
+    /// Whether a process has to stand between the caller and the container's first one. Namespaces of others are joined
+    /// with the caller's privileges, which whoever is in the container's user namespace no longer has, and what is made
+    /// new has to belong to that user namespace.
+    pub(crate) fn needs_process_between(&self) -> bool {
+        self.joins(Namespace::User)
+            || self.creates(Namespace::User) && self.joined.iter().any(|joined| joined.kind != Namespace::Pid)
     }
 
     /// The namespaces that clone3 makes. A cgroup namespace shows the cgroup its maker is in, and a time namespace
@@ -150,6 +198,8 @@ impl NamespacePlan {
     ) -> Result<Vec<IdMapping>, SpecError> {
         let is_empty = mappings.as_ref().is_none_or(Vec::is_empty);
         match (self.creates(Namespace::User), is_empty) {
+            // Of one that exists the mappings may be given, and then have to be its own.
+            _ if self.joins(Namespace::User) => {}
             (true, true) => return Err(SpecError::invalid(field, "is required with a new user namespace")),
             (false, false) => return Err(SpecError::invalid(field, "needs a new user namespace")),
             _ => {}
@@ -166,9 +216,9 @@ impl NamespacePlan {
 
     /// How the ids of a mount are mapped that has no mapping of its own: as the container's are.
     pub(super) fn mapping_of_mounts(&self) -> Option<MappingOfMount> {
-        let joined = self.joined.iter().find(|(kind, _)| *kind == Namespace::User);
+        let joined = self.joined.iter().find(|joined| joined.kind == Namespace::User);
         match joined {
-            Some((_, path)) => Some(MappingOfMount::Namespace(path.clone())),
+            Some(joined) => Some(MappingOfMount::Namespace(joined.path.clone())),
             None if self.creates(Namespace::User) => Some(MappingOfMount::Ids {
                 uids: self.uid_mappings.clone(),
                 gids: self.gid_mappings.clone(),
@@ -259,8 +309,35 @@ mod tests {
     fn a_namespace_with_a_path_is_joined_and_isolates() {
         let plan =
             plan(r#"{"namespaces":[{"type":"mount"},{"type":"network","path":"/run/netns/a"}]}"#).unwrap();
-        assert_eq!(plan.joined, [(Namespace::Network, "/run/netns/a".into())]);
+        let joined = JoinedNamespace {
+            index: 1,
+            kind: Namespace::Network,
+            path: "/run/netns/a".into(),
+        };
+        assert_eq!(plan.joined, [joined]);
+        assert!(!plan.needs_process_between());
         assert!(plan.isolates(Namespace::Network) && !plan.creates(Namespace::Network));
+    }
+
+    #[test]
+    fn a_user_namespace_and_one_of_others_need_a_process_between() {
+        let ids = r#""uidMappings":[{"containerID":0,"hostID":1,"size":9}],
+                     "gidMappings":[{"containerID":0,"hostID":1,"size":9}]"#;
+        for (namespaces, between) in [
+            (r#"{"type":"user"}"#, false),
+            (r#"{"type":"user"},{"type":"pid","path":"/p"}"#, false),
+            (r#"{"type":"user"},{"type":"ipc","path":"/p"}"#, true),
+            (r#"{"type":"user","path":"/p"}"#, true),
+        ] {
+            let json = format!(r#"{{"namespaces":[{{"type":"mount"}},{namespaces}],{ids}}}"#);
+            assert_eq!(
+                plan(&json).unwrap().needs_process_between(),
+                between,
+                "{namespaces}"
+            );
+        }
+        let without = plan(r#"{"namespaces":[{"type":"mount"},{"type":"user","path":"/p"}]}"#).unwrap();
+        assert!(without.uid_mappings.is_empty());
     }
 
     #[test]

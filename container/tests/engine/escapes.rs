@@ -59,7 +59,7 @@ fn a_mount_point_that_is_swapped_for_a_link_stays_inside() {
     bundle.mount(json!({ "destination": "/volume/folder/d", "source": file, "options": ["bind"] }));
     swap_for_ever(&volume.join("folder"), &volume.join("link"));
     let (mut behind_the_link, mut in_the_folder) = (0, 0);
-    for _ in 0..60 {
+    for _ in 0..30 {
         let output = bundle.output();
         // Every mount is one that the container sees, so none is elsewhere.
         assert_eq!(output.matches(" probe ").count(), 3, "{output}");

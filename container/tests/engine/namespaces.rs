@@ -14,6 +14,16 @@ crate::tests!(
     an_existing_network_is_joined,
     an_existing_pid_namespace_is_joined_and_the_caller_keeps_its_own,
     a_namespace_that_does_not_exist_is_named,
+    a_file_that_is_another_namespace_or_none_is_named,
+    an_existing_user_namespace_is_joined_with_what_belongs_to_it,
+    an_existing_user_namespace_gets_namespaces_of_its_own,
+    mappings_other_than_those_of_a_joined_user_namespace_are_refused,
+    a_new_user_namespace_and_a_network_of_the_hosts_go_together,
+    a_namespace_that_cannot_be_joined_is_reported_from_between,
+    an_existing_time_namespace_is_joined,
+    an_existing_mount_namespace_is_joined,
+    a_joined_uts_namespace_takes_the_host_name,
+    no_mount_namespace_is_refused_with_the_reason,
     a_user_namespace_maps_root_to_somebody_else,
     a_time_namespace_has_its_own_clocks,
     sysctls_stay_in_the_container,
@@ -88,10 +98,269 @@ fn a_namespace_that_does_not_exist_is_named() {
         message.contains("linux.namespaces") && message.contains("/no/such/namespace"),
         "{message}"
     );
-    bundle.config["linux"]["namespaces"][1]["path"] = "/etc/passwd".into();
+}
+
+fn a_file_that_is_another_namespace_or_none_is_named() {
+    let mut bundle = TestBundle::command(&["true"]);
+    let fifo = bundle.folder.join("fifo");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    for (path, found) in [
+        (
+            "/proc/self/ns/uts",
+            "is a uts namespace, and not a network namespace",
+        ),
+        (
+            "/proc/self/ns/pid",
+            "is a pid namespace, and not a network namespace",
+        ),
+        ("/etc/passwd", "is no namespace, and not a network namespace"),
+        ("/dev/tty", "linux.namespaces[1].path: "),
+        (
+            fifo.to_str().unwrap(),
+            "is no namespace, and not a network namespace",
+        ),
+    ] {
+        bundle.config["linux"]["namespaces"][1]["path"] = path.into();
+        let error = bundle.create(Stdio::Inherit).unwrap_err();
+        assert!(matches!(error, container::CreateError::Namespace(_)), "{error:?}");
+        let message = chain(&error);
+        assert!(
+            message.contains("linux.namespaces[1].path: ")
+                && message.contains(path)
+                && message.contains(found),
+            "{message}"
+        );
+    }
+}
+
+/// Gives a container root that is somebody else on the host, and files that this somebody may reach.
+fn map_root(bundle: &mut TestBundle, host: u32) {
+    let mapping = json!([{ "containerID": 0, "hostID": host, "size": 65_536 }]);
+    bundle.config["linux"]["uidMappings"] = mapping.clone();
+    bundle.config["linux"]["gidMappings"] = mapping;
+    std::os::unix::fs::chown(bundle.rootfs(), Some(host), Some(host)).unwrap();
+    for folder in bundle.rootfs().ancestors().take(3) {
+        fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+}
+
+fn add_namespace(bundle: &mut TestBundle, namespace: serde_json::Value) {
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|present| present["type"] != namespace["type"]);
+    namespaces.push(namespace);
+}
+
+/// Runs a container that sleeps in a user namespace of its own.
+fn beside_a_sleeper_with_users(check: impl Fn(i32)) {
+    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    add_namespace(&mut sleeper, json!({ "type": "user" }));
+    map_root(&mut sleeper, 200_000);
+    let mut sleeping = sleeper
+        .create(Stdio::Inherit)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    sleeping.start().unwrap();
+    check(sleeping.pid().unwrap());
+    sleeping.delete(true).unwrap();
+    wait(&sleeping);
+}
+
+fn an_existing_user_namespace_is_joined_with_what_belongs_to_it() {
+    beside_a_sleeper_with_users(|pid| {
+        let mut bundle = TestBundle::shell(
+            "id -u; cat /proc/self/uid_map /proc/self/oom_score_adj; ps | grep -c 'sleep 6[0]'; \
+             for file in user net ipc; do readlink /proc/self/ns/$file; done",
+        );
+        bundle.config["process"]["oomScoreAdj"] = 77.into();
+        map_root(&mut bundle, 200_000);
+        for (kind, file) in [
+            ("user", "user"),
+            ("network", "net"),
+            ("ipc", "ipc"),
+            ("pid", "pid"),
+        ] {
+            let path = format!("/proc/{pid}/ns/{file}");
+            add_namespace(&mut bundle, json!({ "type": kind, "path": path }));
+        }
+        let output = bundle.output();
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(lines[0], "0");
+        let map: Vec<&str> = lines[1].split_whitespace().collect();
+        assert_eq!(map, ["0", "200000", "65536"]);
+        assert_eq!(lines[2..4], ["77", "1"], "{output}");
+        for (line, file) in lines[4..].iter().zip(["user", "net", "ipc"]) {
+            let theirs = fs::read_link(format!("/proc/{pid}/ns/{file}")).unwrap();
+            assert_eq!(*line, theirs.to_str().unwrap());
+        }
+    });
+}
+
+fn an_existing_user_namespace_gets_namespaces_of_its_own() {
+    beside_a_sleeper_with_users(|pid| {
+        // The namespaces are the user namespace's, so that its root rules them; and there is nobody else in them.
+        let mut bundle = TestBundle::shell(
+            "echo $$; hostname; hostname other && hostname; ip link set lo down && echo ruled; cat /proc/uptime; \
+             touch /new && stat -c %u:%g /new",
+        );
+        bundle.config["root"]["readonly"] = false.into();
+        for set in ["bounding", "permitted", "effective"] {
+            let set = bundle.config["process"]["capabilities"][set]
+                .as_array_mut()
+                .unwrap();
+            set.extend(["CAP_SYS_ADMIN".into(), "CAP_NET_ADMIN".into()]);
+        }
+        let path = format!("/proc/{pid}/ns/user");
+        add_namespace(&mut bundle, json!({ "type": "user", "path": path }));
+        add_namespace(&mut bundle, json!({ "type": "time" }));
+        bundle.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1_000_000_000 } });
+        map_root(&mut bundle, 200_000);
+        // Not needed for a namespace that has them.
+        bundle.config["linux"]["uidMappings"] = json!(null);
+        bundle.config["linux"]["gidMappings"] = json!(null);
+        let output = bundle.output();
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(lines[..4], ["1", "bulkhead", "other", "ruled"], "{output}");
+        assert!(lines[4].starts_with("10000"), "{output}");
+        assert_eq!(lines[5], "0:0");
+    });
+}
+
+fn mappings_other_than_those_of_a_joined_user_namespace_are_refused() {
+    beside_a_sleeper_with_users(|pid| {
+        let mut bundle = TestBundle::command(&["true"]);
+        add_namespace(
+            &mut bundle,
+            json!({ "type": "user", "path": format!("/proc/{pid}/ns/user") }),
+        );
+        map_root(&mut bundle, 300_000);
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains("linux.uidMappings: cannot map ids otherwise"),
+            "{message}"
+        );
+    });
+}
+
+fn a_new_user_namespace_and_a_network_of_the_hosts_go_together() {
+    beside_a_sleeper(
+        "network",
+        "readlink /proc/self/ns/net; id -u; ls -d /sys/class",
+        |pid, bundle| {
+            let mut with_users = TestBundle::named("-users", &["true"]);
+            with_users.config = bundle.config.clone();
+            add_namespace(&mut with_users, json!({ "type": "user" }));
+            map_root(&mut with_users, 200_000);
+            let theirs = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+            assert_eq!(
+                with_users.output(),
+                format!("{}\n0\n/sys/class\n", theirs.display())
+            );
+        },
+    );
+}
+
+fn a_namespace_that_cannot_be_joined_is_reported_from_between() {
+    beside_a_sleeper_with_users(|pid| {
+        let mut bundle = TestBundle::command(&["true"]);
+        map_root(&mut bundle, 200_000);
+        let path = format!("/proc/{pid}/ns/user");
+        add_namespace(&mut bundle, json!({ "type": "user", "path": path }));
+        // A mount namespace is entered by those who may change their root.
+        let mut own = rustix::thread::capabilities(None).unwrap();
+        own.permitted.remove(rustix::thread::CapabilitySet::SYS_CHROOT);
+        own.effective.remove(rustix::thread::CapabilitySet::SYS_CHROOT);
+        rustix::thread::set_capabilities(None, own).unwrap();
+        add_namespace(
+            &mut bundle,
+            json!({ "type": "mount", "path": format!("/proc/{pid}/ns/mnt") }),
+        );
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains("linux.namespaces[6].path: cannot join /proc/")
+                && message.contains("not permitted"),
+            "{message}"
+        );
+    });
+}
+
+fn an_existing_time_namespace_is_joined() {
+    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    add_namespace(&mut sleeper, json!({ "type": "time" }));
+    sleeper.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 2_000_000_000 } });
+    let mut sleeping = sleeper.create(Stdio::Inherit).unwrap();
+    sleeping.start().unwrap();
+    let mut bundle = TestBundle::shell("cat /proc/uptime");
+    let path = format!("/proc/{}/ns/time", sleeping.pid().unwrap());
+    add_namespace(&mut bundle, json!({ "type": "time", "path": path }));
+    assert!(bundle.output().starts_with("20000"));
+    bundle.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1 } });
+    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+    assert!(message.contains("linux.timeOffsets"), "{message}");
+    sleeping.delete(true).unwrap();
+    wait(&sleeping);
+}
+
+/// A process in a mount namespace of its own, as unshare(1) makes one.
+fn in_another_mount_namespace() -> std::process::Child {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(crate::bundle::BUSYBOX);
+    // SAFETY: unshare and prctl are system calls, safe between fork and exec.
+    unsafe {
+        command.args(["sleep", "60"]).pre_exec(|| {
+            rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)?;
+            Ok(rustix::process::set_parent_process_death_signal(Some(
+                rustix::process::Signal::KILL,
+            ))?)
+        });
+    }
+    command.spawn().unwrap()
+}
+
+fn an_existing_mount_namespace_is_joined() {
+    let mut other = in_another_mount_namespace();
+    let own = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut bundle =
+        TestBundle::shell("readlink /proc/self/ns/mnt; ls /bin/busybox; cat /proc/self/mountinfo");
+    let path = format!("/proc/{}/ns/mnt", other.id());
+    add_namespace(&mut bundle, json!({ "type": "mount", "path": path }));
+    let theirs = fs::read_link(path).unwrap();
+    let output = bundle.output();
+    assert!(
+        output.starts_with(&format!("{}\n/bin/busybox\n", theirs.display())),
+        "{output}"
+    );
+    assert!(!output.contains(" /sys/kernel/"), "{output}");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), own);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+fn a_joined_uts_namespace_takes_the_host_name() {
+    beside_a_sleeper("uts", "hostname", |_, bundle| {
+        let mut named = TestBundle::named("-named", &["true"]);
+        named.config = bundle.config.clone();
+        named.config["hostname"] = "another".into();
+        assert_eq!(named.output(), "another\n");
+        named.config["hostname"] = json!(null);
+        assert_eq!(named.output(), "another\n");
+    });
+}
+
+fn no_mount_namespace_is_refused_with_the_reason() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|namespace| namespace["type"] != "mount");
     let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
     assert!(
-        message.contains("/etc/passwd") && message.contains("Invalid argument"),
+        message.contains("linux.namespaces: needs a mount namespace: without one"),
         "{message}"
     );
 }
