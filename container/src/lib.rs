@@ -36,6 +36,7 @@
 mod bundle;
 mod cgroup;
 mod container;
+mod features;
 mod hook;
 mod id;
 mod init;
@@ -61,6 +62,7 @@ pub use container::{
     KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio, UpdateError,
     create, list,
 };
+pub use features::{OCI_VERSION, features};
 pub use hook::HookError;
 pub use id::{ContainerId, InvalidContainerId};
 pub use init::NamespaceError;

@@ -12,6 +12,7 @@
 pub mod initramfs;
 pub mod leftovers;
 pub mod oci;
+pub mod oci_container;
 pub mod terminal;
 
 use std::ffi::OsStr;

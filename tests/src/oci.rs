@@ -1,30 +1,38 @@
-//! Bundles of busybox for the OCI command line, with state of their own.
+//! Containers of the OCI command line, each test's with a folder of their own.
 
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{Finished, binary, finish, leftovers, unique};
 
-const APPLETS: [&str; 26] = [
-    "cat", "chmod", "cp", "dd", "echo", "env", "false", "grep", "hostname", "id", "kill", "ln", "ls",
-    "mkdir", "ps", "pwd", "readlink", "rm", "sh", "sleep", "stty", "sync", "test", "touch", "true", "tty",
+const APPLETS: [&str; 28] = [
+    "cat", "chmod", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill", "ln", "ls",
+    "mkdir", "ps", "pwd", "readlink", "rm", "seq", "sh", "sleep", "stty", "sync", "test", "touch", "true",
+    "tty",
 ];
 
-/// A bundle, and a folder of states for its containers; checked for leftovers when it goes.
+/// A root of states and bundles, checked for leftovers when it goes.
 #[derive(Debug)]
-pub struct OciBundle {
+pub struct Containers {
     directory: TempDir,
-    /// What `config.json` will hold.
-    pub config: Value,
 }
 
-impl OciBundle {
-    /// A bundle that runs `arguments`; `None`, said aloud, where containers cannot be made.
-    pub fn new(arguments: &[&str]) -> Option<Self> {
+/// A bundle of busybox and the container to be made of it.
+#[derive(Debug)]
+pub struct OciBundle {
+    /// The container's id, which no other of this machine has.
+    pub id: String,
+    /// The bundle's folder.
+    pub folder: PathBuf,
+}
+
+impl Containers {
+    /// A fresh root; `None`, said aloud, where containers cannot be made.
+    pub fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             println!("SKIPPED: containers need root");
             return None;
@@ -33,131 +41,123 @@ impl OciBundle {
             .prefix("bulkhead-test-")
             .tempdir()
             .expect("a temporary folder");
-        let bin = directory.path().join("bundle/rootfs/bin");
-        std::fs::create_dir_all(&bin).expect("a root file system");
-        std::fs::copy(image_builder::busybox::BUSYBOX, bin.join("busybox"))
-            .expect("Debian's busybox-static; `make deps` installs it");
-        for applet in APPLETS {
-            symlink("busybox", bin.join(applet)).expect("a link");
-        }
-        Some(Self {
-            directory,
-            config: configuration(arguments),
-        })
+        Some(Self { directory })
     }
 
-    /// The bundle's folder.
-    pub fn folder(&self) -> PathBuf {
-        self.directory.path().join("bundle")
-    }
-
-    /// The root file system.
-    pub fn rootfs(&self) -> PathBuf {
-        self.folder().join("rootfs")
-    }
-
-    /// A folder for the test's own files.
-    pub fn scratch(&self) -> &Path {
+    /// Where everything is.
+    pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// An id that no other container of this machine has.
-    pub fn id(&self) -> String {
-        self.named("c")
+    /// Where the containers' states are.
+    pub fn states(&self) -> PathBuf {
+        self.directory.path().join("states")
     }
 
-    /// One of several.
-    pub fn named(&self, name: &str) -> String {
-        format!("{name}-{}", unique(self.directory.path()))
-    }
-
-    /// `bulkhead-oci VERB` with states of its own, behind the shared-kernel wall.
-    pub fn command(&self, verb: &str) -> Command {
-        std::fs::write(self.folder().join("config.json"), self.config.to_string()).expect("config.json");
-        self.command_of(&binary("bulkhead-oci"), verb)
-    }
-
-    /// The same with another copy of the binary.
-    pub fn command_of(&self, binary: &Path, verb: &str) -> Command {
-        let mut command = Command::new(binary);
-        command
-            .arg("--root")
-            .arg(self.directory.path().join("states"))
-            .args(["--isolation", "shared-kernel", verb])
-            .current_dir(self.folder())
-            .stdin(Stdio::null());
+    /// `bulkhead-oci` with our root and these words.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(binary("bulkhead-oci"));
+        command.arg("--root").arg(self.states()).args(words);
+        command.stdin(Stdio::null());
         command
     }
 
-    /// Runs a verb to its end.
-    pub fn oci(&self, verb: &str, arguments: &[&str]) -> Finished {
-        finish(self.command(verb).args(arguments))
+    /// The same, run to its end.
+    pub fn run(&self, words: &[&str]) -> Finished {
+        finish(&mut self.command(words))
     }
 
-    /// A verb about the one container.
-    pub fn on(&self, verb: &str, arguments: &[&str]) -> Finished {
-        let id = self.id();
-        finish(self.command(verb).arg(id).args(arguments))
+    /// The JSON that a verb answers with.
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> Value {
+        let finished = self.run(words).expect(0);
+        serde_json::from_str(&finished.stdout).expect("JSON")
     }
 
-    /// The status of the one container.
-    pub fn status(&self) -> String {
-        let state = self.on("state", &[]).expect(0).stdout;
-        let state: Value = serde_json::from_str(&state).expect("a state");
-        state["status"].as_str().expect("a status").to_owned()
+    /// A bundle whose program is this script for busybox's shell, changed by `configure`.
+    pub fn bundle(&self, name: &str, script: &str, configure: impl FnOnce(&mut Value)) -> OciBundle {
+        let folder = self.directory.path().join(name);
+        let programs = folder.join("rootfs/bin");
+        std::fs::create_dir_all(&programs).expect("a folder");
+        std::fs::copy(image_builder::busybox::BUSYBOX, programs.join("busybox"))
+            .expect("Debian's busybox-static; `make deps` installs it");
+        for applet in APPLETS {
+            std::os::unix::fs::symlink("busybox", programs.join(applet)).expect("a link");
+        }
+        finish(
+            self.command(&["--isolation", "shared-kernel", "spec", "--bundle"])
+                .arg(&folder),
+        )
+        .expect(0);
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).expect("a configuration");
+        let mut configuration: Value = serde_json::from_slice(&text).expect("JSON");
+        configuration["process"]["terminal"] = json!(false);
+        configuration["process"]["args"] = json!(["sh", "-c", script]);
+        configure(&mut configuration);
+        std::fs::write(&path, configuration.to_string()).expect("a configuration");
+        OciBundle {
+            id: format!("{name}-{}", unique(self.directory.path())),
+            folder,
+        }
+    }
+
+    /// A container of this script that runs.
+    #[track_caller]
+    pub fn start(&self, name: &str, script: &str, configure: impl FnOnce(&mut Value)) -> OciBundle {
+        let bundle = self.bundle(name, script, configure);
+        let folder = bundle.folder.to_str().expect("a name in UTF-8");
+        self.run(&["create", "--bundle", folder, &bundle.id]).expect(0);
+        self.run(&["start", &bundle.id]).expect(0);
+        bundle
+    }
+
+    /// A verb that goes on, with its output in `output`.
+    pub fn spawn(&self, words: &[&str], output: &Path) -> Child {
+        self.command(words)
+            .stdout(std::fs::File::create(output).expect("a file"))
+            .spawn()
+            .expect("the binary; `make build` makes it")
     }
 }
 
-impl Drop for OciBundle {
+impl OciBundle {
+    /// The first line of a file of the container's cgroup in a version 1 hierarchy.
+    #[track_caller]
+    pub fn cgroup_value(&self, controller: &str, file: &str) -> String {
+        let path = Path::new("/sys/fs/cgroup")
+            .join(controller)
+            .join("bulkhead")
+            .join(&self.id)
+            .join(file);
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Containers {
     fn drop(&mut self) {
-        let mut left = leftovers::of(self.directory.path(), Path::new("/none"), Path::new("/none"));
-        let states = std::fs::read_dir(self.directory.path().join("states"));
-        for state in states.into_iter().flatten().flatten() {
-            left.push(format!("state {}", state.path().display()));
-        }
-        if std::thread::panicking() {
-            // The test has said enough, and what it left would trouble others.
-            for state in std::fs::read_dir(self.directory.path().join("states"))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let _ = finish(self.command("delete").arg("--force").arg(state.file_name()));
-            }
-        } else {
+        let mut left = leftovers::of(
+            self.directory.path(),
+            self.directory.path(),
+            self.directory.path(),
+        );
+        let states = std::fs::read_dir(self.states()).into_iter().flatten().flatten();
+        left.extend(states.map(|entry| format!("state: {}", entry.path().display())));
+        // A test that has failed already says enough.
+        if !std::thread::panicking() {
             assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
         }
     }
 }
 
-fn configuration(arguments: &[&str]) -> Value {
-    let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
-    json!({
-        "ociVersion": "1.2.0",
-        "process": {
-            "user": { "uid": 0, "gid": 0 },
-            "args": arguments,
-            "env": ["PATH=/bin", "TERM=xterm"],
-            "cwd": "/",
-            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
-            "noNewPrivileges": true
-        },
-        "root": { "path": "rootfs" },
-        "hostname": "bulkhead",
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
-            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-            { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }
-        ],
-        "linux": {
-            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": [
-                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-                { "type": "cgroup" }
-            ]
-        }
-    })
+/// Waits for something that takes a moment.
+#[track_caller]
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

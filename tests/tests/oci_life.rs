@@ -1,41 +1,37 @@
 //! `bulkhead-oci` through a container's life, as a shell and the callers of OCI runtimes use it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test they are assertions"
+)]
 
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use tests::oci::OciBundle;
+use tests::oci::wait_until;
+use tests::oci_container::OciContainer;
 use tests::terminal::Terminal;
 use tests::{Finished, finish};
 
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited too long");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// A bundle whose container runs until it is told to end.
-fn idle() -> Option<OciBundle> {
-    OciBundle::new(&["sleep", "60"])
+fn idle() -> Option<OciContainer> {
+    OciContainer::new(&["sleep", "60"])
 }
 
-fn running(bundle: &OciBundle) {
+fn running(bundle: &OciContainer) {
     let id = bundle.id();
     bundle.oci("run", &["--detach", &id]).expect(0);
 }
 
-fn delete(bundle: &OciBundle) {
+fn delete(bundle: &OciContainer) {
     bundle.on("delete", &["--force"]).expect(0);
 }
 
 #[test]
 fn run_ends_as_its_program_does_and_leaves_nothing() {
-    let Some(mut bundle) = OciBundle::new(&["sh", "-c", "echo out; echo err >&2; exit 7"]) else {
+    let Some(mut bundle) = OciContainer::new(&["sh", "-c", "echo out; echo err >&2; exit 7"]) else {
         return;
     };
     let Finished { code, stdout, stderr } = bundle.on("run", &[]);
@@ -48,7 +44,7 @@ fn run_ends_as_its_program_does_and_leaves_nothing() {
 #[test]
 fn run_says_what_a_shell_would_of_a_program_that_is_none() {
     for (program, code) in [("nowhere", 127), ("/bin", 126)] {
-        let Some(bundle) = OciBundle::new(&[program]) else {
+        let Some(bundle) = OciContainer::new(&[program]) else {
             return;
         };
         bundle.on("run", &[]).expect(code).complains_of(&[program]);
@@ -57,7 +53,7 @@ fn run_says_what_a_shell_would_of_a_program_that_is_none() {
 
 #[test]
 fn run_keeps_a_container_that_it_is_told_to_keep() {
-    let Some(bundle) = OciBundle::new(&["true"]) else {
+    let Some(bundle) = OciContainer::new(&["true"]) else {
         return;
     };
     bundle.on("run", &["--keep"]).expect(0);
@@ -102,7 +98,7 @@ fn create_start_kill_delete() {
 
 #[test]
 fn kill_all_reaches_every_process() {
-    let Some(bundle) = OciBundle::new(&["sh", "-c", "trap '' TERM; sleep 60 & sleep 60 & wait"]) else {
+    let Some(bundle) = OciContainer::new(&["sh", "-c", "trap '' TERM; sleep 60 & sleep 60 & wait"]) else {
         return;
     };
     running(&bundle);
@@ -200,7 +196,7 @@ fn exec_detached_leaves_a_process_and_its_pid() {
 
 #[test]
 fn a_terminal_is_shown_and_has_our_size() {
-    let Some(mut bundle) = OciBundle::new(&["sh", "-c", "tty; stty size; echo done; exit 3"]) else {
+    let Some(mut bundle) = OciContainer::new(&["sh", "-c", "tty; stty size; echo done; exit 3"]) else {
         return;
     };
     bundle.config["process"]["terminal"] = true.into();
@@ -241,7 +237,7 @@ fn a_console_socket_gets_the_terminal_of_a_detached_process() {
 
 #[test]
 fn signals_to_a_waiting_run_are_the_programs() {
-    let Some(bundle) = OciBundle::new(&[
+    let Some(bundle) = OciContainer::new(&[
         "sh",
         "-c",
         "trap 'exit 5' TERM; touch /tmp/up; while :; do sleep 0.05; done",
@@ -267,7 +263,7 @@ fn signals_to_a_waiting_run_are_the_programs() {
 
 #[test]
 fn descriptors_are_handed_down_on_request() {
-    let Some(bundle) = OciBundle::new(&[
+    let Some(bundle) = OciContainer::new(&[
         "sh",
         "-c",
         "echo to three >&3; echo $LISTEN_FDS $LISTEN_PID; test ! -e /proc/self/fd/4",
@@ -286,7 +282,7 @@ fn descriptors_are_handed_down_on_request() {
         words.join(" "),
         bundle.id()
     );
-    let outcome = finish(shell.args(["-c", &script]).current_dir(bundle.folder())).expect(0);
+    let outcome = finish(shell.args(["-c", &script]).current_dir(bundle.scratch())).expect(0);
     assert_eq!(outcome.stdout, "1 1\n");
     assert_eq!(
         fs::read_to_string(bundle.scratch().join("three")).unwrap(),
@@ -301,7 +297,7 @@ fn a_container_cannot_reach_the_program_that_enters_it() {
                    if [ \"$(readlink $p/exe)\" != /bin/busybox ]; then \
                    if (echo spoilt > $p/exe) 2>/dev/null; then echo $p; echo written > /tmp/written; fi; \
                    cat $p/exe > /tmp/read 2>/dev/null && touch /tmp/met; fi; done; done";
-    let Some(bundle) = OciBundle::new(&["sh", "-c", watcher]) else {
+    let Some(bundle) = OciContainer::new(&["sh", "-c", watcher]) else {
         return;
     };
     // A copy of its own: should this go wrong, only that is spoilt.

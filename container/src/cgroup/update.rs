@@ -118,7 +118,11 @@ impl Cgroup {
         if change.resources.check_memory_in_use {
             self.refuse_less_memory_than_in_use(&change.resources)?;
         }
-        setting::apply_or_take_back(&settings)
+        let applied = setting::apply_or_take_back(&settings);
+        if applied.as_ref().is_err_and(is_of_memory_in_use) {
+            self.refuse_less_memory_than_in_use(&change.resources)?;
+        }
+        applied
     }
 
     fn refuse_less_memory_than_in_use(&self, resources: &Resources) -> Result<(), CgroupError> {
@@ -133,13 +137,21 @@ impl Cgroup {
         let text = read(&file).map_err(|errno| CgroupError::io("read", &file, errno))?;
         match text.trim().parse::<u64>() {
             Ok(usage) if usage > limit.unsigned_abs() => Err(CgroupError::MemoryInUse {
-                field: "linux.resources.memory.limit".to_owned(),
+                field: MEMORY_LIMIT.to_owned(),
                 limit,
                 usage,
             }),
             _ => Ok(()),
         }
     }
+}
+
+const MEMORY_LIMIT: &str = "linux.resources.memory.limit";
+
+/// Version 1 takes no limit below what is in use, if it cannot reclaim enough, and says no more than "busy".
+fn is_of_memory_in_use(error: &CgroupError) -> bool {
+    matches!(error, CgroupError::Setting { field, source, .. }
+        if field == MEMORY_LIMIT && source.raw_os_error() == Some(libc::EBUSY))
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ impl From<SpecError> for UpdateError {
 
 impl Container {
     /// Sets those limits that `changes` names, all or none; 0 and the empty word leave a limit as it is. Device rules
-    /// do not change. What has no effect leaves a [warning](Container::warnings).
+    /// do not change. What has no effect leaves a [warning](Container::take_warnings).
     pub fn update(&mut self, changes: &LinuxResources) -> Result<(), UpdateError> {
         let _lock = self.directory.lock()?;
         if let Some(record) = self.directory.read()? {

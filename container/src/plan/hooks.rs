@@ -7,6 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 
+/// Every list, in the order of a life.
+pub(crate) const HOOKS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
 /// The programs to run along the container's life, each list in its order.
 #[derive(Debug, Default)]
 pub(crate) struct HookPlan {

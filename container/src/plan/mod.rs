@@ -20,9 +20,9 @@ use std::path::PathBuf;
 
 pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
 pub(crate) use devices::DeviceNode;
-pub(crate) use hooks::{Hook, HookPlan};
+pub(crate) use hooks::{HOOKS, Hook, HookPlan};
 use mount_options::propagation_flag;
-pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions};
+pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions, mount_option_words};
 pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map};
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};

@@ -233,6 +233,18 @@ fn effect(word: &str) -> Option<(&'static Effect, bool)> {
     }
 }
 
+/// Every word with a meaning of its own.
+pub(crate) fn mount_option_words() -> Vec<String> {
+    let recursive = |(word, effect): &(&str, Effect)| match effect {
+        Set(_) | Clear(_) => Some(format!("r{word}")),
+        _ => None,
+    };
+    let mut words: Vec<String> = WORDS.iter().map(|(word, _)| (*word).to_owned()).collect();
+    words.extend(WORDS.iter().filter_map(recursive));
+    words.sort_unstable();
+    words
+}
+
 /// The propagation that a word names, and whether it is for all mounts below too.
 pub(crate) fn propagation_flag(word: &str) -> Option<(u64, bool)> {
     match effect(word)? {

@@ -16,7 +16,7 @@ crate::tests!(
     what_is_not_named_stays_across_updates,
     a_change_that_fails_in_the_middle_changes_nothing,
     a_change_that_contradicts_what_stays_is_refused,
-    memory_in_use_can_be_checked_before,
+    memory_in_use_is_no_limit,
     processors_can_be_made_idle_and_busy_again,
     only_what_lives_can_be_changed,
     a_new_limit_of_processes_holds,
@@ -143,12 +143,19 @@ fn a_change_that_contradicts_what_stays_is_refused() {
     end(container);
 }
 
-fn memory_in_use_can_be_checked_before() {
+fn memory_in_use_is_no_limit() {
     let (_bundle, mut container) = running(json!({}));
     wait_until(|| container.statistics().unwrap().memory.usage.usage > 8192);
+    for check in [true, false] {
+        memory_is_in_use(&mut container, check);
+    }
+    end(container);
+}
+
+fn memory_is_in_use(container: &mut Container, check: bool) {
     let error = update(
-        &mut container,
-        json!({ "memory": { "limit": 4096, "checkBeforeUpdate": true } }),
+        container,
+        json!({ "memory": { "limit": 4096, "checkBeforeUpdate": check } }),
     )
     .unwrap_err();
     assert!(
@@ -162,7 +169,6 @@ fn memory_in_use_can_be_checked_before() {
         "{}",
         chain(&error)
     );
-    end(container);
 }
 
 fn processors_can_be_made_idle_and_busy_again() {

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use container::{
-    BundleError, CommandFailure, CreateError, DeleteError, ExecError, KillError, ProgramError, StartError,
-    StateError,
+    BundleError, CommandFailure, ContainerId, CreateError, DeleteError, ExecError, KillError, PauseError,
+    ProcessError, ProgramError, StartError, StateError, UpdateError,
 };
 
+use super::ps::PsError;
+use super::spec::SpecFileError;
+use super::update::ResourcesError;
 use crate::isolation::{AnnotationError, ISOLATION_ANNOTATION};
 
 /// What a verb of the OCI command line ends with when it fails.
@@ -84,6 +87,36 @@ pub enum OciError {
     /// The container could not be deleted.
     #[error(transparent)]
     Delete(#[from] DeleteError),
+    /// The container could not be paused or resumed.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// The container's limits could not be changed.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// The limits to change cannot be read.
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
+    /// The container's processes could not be listed or measured.
+    #[error(transparent)]
+    Processes(#[from] ProcessError),
+    /// The command that shows processes failed.
+    #[error(transparent)]
+    Ps(#[from] PsError),
+    /// There is nobody to tell of.
+    #[error("container not running: `{0}` is stopped")]
+    Stopped(ContainerId),
+    /// The folder of states could not be read.
+    #[error("cannot read the containers in {}", root.display())]
+    List {
+        /// The folder.
+        root: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The configuration could not be written.
+    #[error(transparent)]
+    Configuration(#[from] SpecFileError),
     /// The container's state could not be read.
     #[error(transparent)]
     State(#[from] StateError),

@@ -7,14 +7,24 @@ mod create;
 mod delete;
 mod descriptors;
 mod error;
+mod events;
 mod exec;
+mod features;
 mod foreground;
 mod kill;
+mod list;
 mod log;
+mod moment;
+mod pause;
+mod ps;
+mod resume;
 mod run;
+mod spec;
 mod start;
 mod state;
+mod update;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,12 +64,18 @@ struct GlobalOptions {
     /// Refused: this runtime talks to no systemd
     #[arg(long, global = true, hide = true)]
     systemd_cgroup: bool,
-    /// Whether to do without root's privileges: auto and false are accepted
-    #[arg(long, global = true, hide = true, value_name = "BOOL")]
+    /// Whether to do without root's privileges: auto and false are accepted, and true by spec, which can write for it
+    #[arg(long, global = true, hide = true, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     rootless: Option<String>,
     /// The wall a new container stands behind, microvm or shared-kernel; it wins over the annotation
     #[arg(long, global = true, value_name = "WALL", value_parser = parse_isolation)]
     isolation: Option<Isolation>,
+}
+
+impl GlobalOptions {
+    fn is_rootless(&self) -> bool {
+        self.rootless.as_deref() == Some("true")
+    }
 }
 
 fn parse_isolation(word: &str) -> Result<Isolation, UnknownIsolation> {
@@ -75,6 +91,14 @@ enum Verb {
     State(state::StateArguments),
     Kill(kill::KillArguments),
     Delete(delete::DeleteArguments),
+    Pause(pause::PauseArguments),
+    Resume(resume::ResumeArguments),
+    Update(Box<update::UpdateArguments>),
+    Events(events::EventsArguments),
+    Ps(ps::PsArguments),
+    List(list::ListArguments),
+    Spec(spec::SpecArguments),
+    Features(features::FeaturesArguments),
 }
 
 /// The verbs that put a process into a container.
@@ -85,7 +109,7 @@ impl Arguments {
         if self.global.systemd_cgroup {
             return Err(OciError::SystemdCgroup);
         }
-        if self.global.rootless.as_deref() == Some("true") {
+        if self.global.is_rootless() && !matches!(self.verb, Verb::Spec(_)) {
             return Err(OciError::Rootless);
         }
         self.verb.run(&self.global, log)
@@ -140,6 +164,14 @@ impl Verb {
             Verb::State(arguments) => arguments.run(global),
             Verb::Kill(arguments) => arguments.run(global, log),
             Verb::Delete(arguments) => arguments.run(global, log),
+            Verb::Pause(arguments) => arguments.run(global, log),
+            Verb::Resume(arguments) => arguments.run(global, log),
+            Verb::Update(arguments) => arguments.run(global, log),
+            Verb::Events(arguments) => arguments.run(global),
+            Verb::Ps(arguments) => arguments.run(global),
+            Verb::List(arguments) => arguments.run(global, log),
+            Verb::Spec(arguments) => arguments.run(global),
+            Verb::Features(arguments) => arguments.run(),
         }
         .map(|()| 0)
     }
@@ -147,6 +179,22 @@ impl Verb {
 
 fn load(global: &GlobalOptions, id: &ContainerId) -> Result<Container, OciError> {
     Ok(Container::load(&global.root, id)?)
+}
+
+/// Writes an answer to standard output.
+fn print(text: &[u8]) -> Result<(), OciError> {
+    let mut output = std::io::stdout().lock();
+    output
+        .write_all(text)
+        .and_then(|()| output.flush())
+        .map_err(OciError::Output)
+}
+
+/// Writes an answer as JSON on lines of its own.
+fn print_json(answer: &impl serde::Serialize) -> Result<(), OciError> {
+    let mut text = serde_json::to_vec_pretty(answer).map_err(|error| OciError::Output(error.into()))?;
+    text.push(b'\n');
+    print(&text)
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! `bulkhead-oci state`
 
-use std::io::Write;
+use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
-use container::ContainerId;
+use container::{Container, ContainerId, OciState, StateError};
+use serde::Serialize;
 
-use super::{GlobalOptions, OciError, load};
+use super::moment::nanoseconds;
+use super::{GlobalOptions, OciError, load, print_json};
 
 /// Print the state of a container as JSON
 #[derive(Debug, clap::Args)]
@@ -16,9 +19,60 @@ pub(super) struct StateArguments {
 
 impl StateArguments {
     pub(super) fn run(&self, global: &GlobalOptions) -> Result<(), OciError> {
-        let state = load(global, &self.id)?.state()?;
-        let mut text = serde_json::to_vec_pretty(&state).map_err(|error| OciError::Output(error.into()))?;
-        text.push(b'\n');
-        std::io::stdout().write_all(&text).map_err(OciError::Output)
+        print_json(&ContainerState::of(&load(global, &self.id)?)?)
+    }
+}
+
+/// The state that the runtime specification defines, and what runc tells beside it.
+#[derive(Serialize)]
+pub(super) struct ContainerState {
+    #[serde(flatten)]
+    pub(super) state: OciState,
+    rootfs: PathBuf,
+    /// RFC 3339; empty if unknown.
+    pub(super) created: String,
+    pub(super) owner: String,
+}
+
+impl ContainerState {
+    pub(super) fn of(container: &Container) -> Result<ContainerState, StateError> {
+        let created = container
+            .created()
+            .and_then(|created| created.duration_since(UNIX_EPOCH).ok());
+        Ok(ContainerState {
+            state: container.state()?,
+            rootfs: container.rootfs().to_owned(),
+            created: created.map(nanoseconds).unwrap_or_default(),
+            owner: container.owner().map(owner_name).unwrap_or_default(),
+        })
+    }
+}
+
+/// The name of a user of this host, or the number after `#`.
+pub(super) fn owner_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_of(uid, &users).unwrap_or_else(|| format!("#{uid}"))
+}
+
+/// Looks a user up in the text of passwd(5).
+fn name_of(uid: u32, users: &str) -> Option<String> {
+    let uid = uid.to_string();
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_named_where_they_have_a_name() {
+        let users = "root:x:0:0::/root:/bin/sh\nnonsense\nuser:x:1000:1::/:/bin/sh\n";
+        assert_eq!(name_of(1000, users).as_deref(), Some("user"));
+        assert_eq!(name_of(7, users), None);
+        assert_eq!(owner_name(4_000_000_000), "#4000000000");
     }
 }

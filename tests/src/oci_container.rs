@@ -1,0 +1,113 @@
+//! One container of the OCI command line, for tests that follow a single one through its life.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::oci::{Containers, OciBundle};
+use crate::{Finished, finish};
+
+/// A bundle, its configuration, and the verbs about the container made of it.
+#[derive(Debug)]
+pub struct OciContainer {
+    containers: Containers,
+    bundle: OciBundle,
+    /// What `config.json` will hold.
+    pub config: Value,
+}
+
+impl OciContainer {
+    /// A bundle that runs `arguments`; `None`, said aloud, where containers cannot be made.
+    pub fn new(arguments: &[&str]) -> Option<Self> {
+        let containers = Containers::new()?;
+        let config = configuration(arguments);
+        let bundle = containers.bundle("one", "true", |_| {});
+        Some(Self {
+            containers,
+            bundle,
+            config,
+        })
+    }
+
+    /// The root file system.
+    pub fn rootfs(&self) -> PathBuf {
+        self.bundle.folder.join("rootfs")
+    }
+
+    /// A folder for the test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.containers.directory()
+    }
+
+    /// An id that no other container of this machine has.
+    pub fn id(&self) -> String {
+        self.bundle.id.clone()
+    }
+
+    /// `bulkhead-oci VERB`, in the bundle's folder and behind the shared-kernel wall.
+    pub fn command(&self, verb: &str) -> Command {
+        let path = self.bundle.folder.join("config.json");
+        std::fs::write(path, self.config.to_string()).expect("config.json");
+        let mut command = self.containers.command(&["--isolation", "shared-kernel", verb]);
+        command.current_dir(&self.bundle.folder);
+        command
+    }
+
+    /// The same with another copy of the binary.
+    pub fn command_of(&self, binary: &Path, verb: &str) -> Command {
+        let ours = self.command(verb);
+        let mut command = Command::new(binary);
+        command.args(ours.get_args()).current_dir(&self.bundle.folder);
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn oci(&self, verb: &str, arguments: &[&str]) -> Finished {
+        finish(self.command(verb).args(arguments))
+    }
+
+    /// A verb about the container.
+    pub fn on(&self, verb: &str, arguments: &[&str]) -> Finished {
+        finish(self.command(verb).arg(&self.bundle.id).args(arguments))
+    }
+
+    /// The container's status.
+    pub fn status(&self) -> String {
+        let state = self.containers.json(&["state", &self.bundle.id]);
+        state["status"].as_str().expect("a status").to_owned()
+    }
+}
+
+fn configuration(arguments: &[&str]) -> Value {
+    let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": arguments,
+            "env": ["PATH=/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+            "noNewPrivileges": true
+        },
+        "root": { "path": "rootfs" },
+        "hostname": "bulkhead",
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+            { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }
+        ],
+        "linux": {
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
+            "namespaces": [
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+                { "type": "cgroup" }
+            ]
+        }
+    })
+}
