@@ -30,6 +30,11 @@ impl OciContainer {
         })
     }
 
+    /// The bundle's folder.
+    pub fn folder(&self) -> &Path {
+        &self.bundle.folder
+    }
+
     /// The root file system.
     pub fn rootfs(&self) -> PathBuf {
         self.bundle.folder.join("rootfs")

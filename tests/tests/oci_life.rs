@@ -282,7 +282,7 @@ fn descriptors_are_handed_down_on_request() {
         words.join(" "),
         bundle.id()
     );
-    let outcome = finish(shell.args(["-c", &script]).current_dir(bundle.scratch())).expect(0);
+    let outcome = finish(shell.args(["-c", &script]).current_dir(bundle.folder())).expect(0);
     assert_eq!(outcome.stdout, "1 1\n");
     assert_eq!(
         fs::read_to_string(bundle.scratch().join("three")).unwrap(),
