@@ -3,6 +3,7 @@
 
 mod boot;
 mod cgroup_mounts;
+mod oci;
 mod rounds;
 mod run;
 
@@ -22,6 +23,9 @@ struct Cli {
     /// Rounds of each measurement that takes milliseconds
     #[arg(long, default_value_t = 40)]
     rounds: usize,
+    /// Only the OCI command line beside others'
+    #[arg(long)]
+    oci: bool,
     /// Rounds of each measurement that boots a machine
     #[arg(long, default_value_t = 5)]
     boots: usize,
@@ -32,6 +36,10 @@ fn main() -> anyhow::Result<()> {
     cgroup_mounts::show_version_1_alone()?;
     cli.bin = std::path::absolute(&cli.bin)?;
     cli.share = std::path::absolute(&cli.share)?;
+    oci::measure(&cli.bin, cli.rounds)?;
+    if cli.oci {
+        return Ok(());
+    }
     boot::measure(&cli.bin, &cli.share, cli.boots, cli.rounds)?;
     run::measure(&cli.bin, cli.rounds, cli.boots)
 }
