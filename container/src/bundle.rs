@@ -97,28 +97,52 @@ impl Bundle {
     }
 }
 
-/// Reads a configuration. One in which `linux.seccomp` says nothing is taken for one without it, as runc takes it: some
-/// writers leave an empty object there, which lacks what the section has to have.
+/// Reads a configuration. What the types for it do not take, and yet is right or customary, is put into words that they
+/// do take.
 fn parse(text: &[u8]) -> Result<Spec, serde_json::Error> {
     serde_json::from_slice(text).or_else(|error| {
         let mut document: Value = serde_json::from_slice(text)?;
-        let is_empty = |value: Option<&Value>| match value {
-            None | Some(Value::Null) => true,
-            Some(Value::String(text)) => text.is_empty(),
-            Some(Value::Array(list)) => list.is_empty(),
-            Some(_) => false,
-        };
-        let says_nothing = |seccomp: &Value| {
-            seccomp.is_object() && is_empty(seccomp.get("defaultAction")) && is_empty(seccomp.get("syscalls"))
-        };
-        match document.get_mut("linux").and_then(Value::as_object_mut) {
-            Some(linux) if linux.get("seccomp").is_some_and(says_nothing) => {
-                linux.remove("seccomp");
-                serde_json::from_value(document)
-            }
-            _ => Err(error),
+        let without_seccomp = drop_empty_seccomp(&mut document);
+        let with_flags = respell_scheduler_flags(&mut document);
+        match without_seccomp || with_flags {
+            true => serde_json::from_value(document),
+            false => Err(error),
         }
     })
+}
+
+/// A `linux.seccomp` that says nothing is none, as runc takes it: some writers leave an empty object there, which lacks
+/// what the section has to have. True if there was one.
+fn drop_empty_seccomp(document: &mut Value) -> bool {
+    let is_empty = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    let says_nothing = |seccomp: &Value| {
+        seccomp.is_object() && is_empty(seccomp.get("defaultAction")) && is_empty(seccomp.get("syscalls"))
+    };
+    match document.get_mut("linux").and_then(Value::as_object_mut) {
+        Some(linux) if linux.get("seccomp").is_some_and(says_nothing) => linux.remove("seccomp").is_some(),
+        _ => false,
+    }
+}
+
+/// Two flags of `process.scheduler` that the types spell unlike the specification. True if there was one.
+fn respell_scheduler_flags(document: &mut Value) -> bool {
+    let flags = document.pointer_mut("/process/scheduler/flags");
+    let mut found = false;
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        let spelling = match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => "SCHED_RESET_ON_FORK",
+            Some("SCHED_FLAG_DL_OVERRUN") => "SCHED_FLAG_D_L_OVERRUN",
+            _ => continue,
+        };
+        *flag = spelling.into();
+        found = true;
+    }
+    found
 }
 
 #[cfg(test)]
@@ -188,6 +212,38 @@ mod tests {
             error.to_string().contains("linux.seccomp.syscalls[0].args[0].op"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn every_flag_of_a_scheduler_is_read() {
+        let flags = [
+            "RESET_ON_FORK",
+            "RECLAIM",
+            "DL_OVERRUN",
+            "KEEP_POLICY",
+            "KEEP_PARAMS",
+            "UTIL_CLAMP_MIN",
+            "UTIL_CLAMP_MAX",
+        ];
+        for flag in flags {
+            let bundle = load(&format!(
+                r#"{{"ociVersion":"1.0.2","process":{{"user":{{}},"cwd":"/","scheduler":
+                    {{"policy":"SCHED_OTHER","flags":["SCHED_FLAG_{flag}"]}}}}}}"#
+            ));
+            let bundle = bundle.unwrap_or_else(|error| panic!("{flag}: {error}"));
+            let process = bundle.spec().process().as_ref().unwrap();
+            assert_eq!(
+                process
+                    .scheduler()
+                    .as_ref()
+                    .unwrap()
+                    .flags()
+                    .as_ref()
+                    .unwrap()
+                    .len(),
+                1
+            );
+        }
     }
 
     #[test]

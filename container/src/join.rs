@@ -12,10 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::umask;
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, sched_setaffinity};
 
 use crate::kernel::signal_disposition;
-use crate::plan::{Namespace, NamespacePlan, ProcessPlan};
+use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
 use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams, close_everything_but};
 use crate::rootfs::ContainerRoot;
@@ -26,6 +26,7 @@ pub(crate) struct Joining<'a> {
     pub(crate) process: &'a ProcessPlan,
     pub(crate) namespaces: &'a NamespacePlan,
     pub(crate) filter: Option<&'a SeccompPlan>,
+    pub(crate) execution: &'a ExecutionPlan,
     /// The container's first process.
     pub(crate) container: BorrowedFd<'a>,
     /// Version 1 cgroups are entered by writing to these.
@@ -83,6 +84,10 @@ impl Joining<'_> {
         }
         signal_disposition::reset_for_exec();
         process::enter_cgroups(&self.cgroup_entrances)?;
+        if let Some(cpus) = &self.process.scheduling.final_affinity {
+            sched_setaffinity(None, cpus)
+                .map_err(SetUpError::field("process.execCPUAffinity.final", "run there"))?;
+        }
         if let Some(score) = self.process.oom_score_adjustment {
             process::set_oom_score_adjustment(score)?;
         }
@@ -100,6 +105,7 @@ impl Joining<'_> {
         };
         let working_directory =
             process::open_working_directory_that_exists(&root, &self.process.working_directory)?;
+        process::execute_under(self.execution)?;
         process::take_on(
             self.process,
             streams,

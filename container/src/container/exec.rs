@@ -8,6 +8,7 @@ use oci_spec::runtime::Process;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use super::affinity_of_children::AffinityOfChildren;
 use super::console::send_terminal;
 use super::create::check_streams;
 use super::pid_file::write_pid_file;
@@ -17,7 +18,7 @@ use crate::cgroup::CgroupError;
 use crate::join::Joining;
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
-use crate::plan::{Namespace, NamespacePlan, ProcessPlan, SpecError};
+use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan, SpecError};
 use crate::process::CommandFailure;
 use crate::process::channel::{CallerChannel, Report, channel};
 use crate::seccomp::{AgentPlan, SeccompPlan};
@@ -198,9 +199,10 @@ impl Container {
         let configuration = self.directory.read_configuration()?;
         let process = ProcessPlan::new(options.process)?;
         let linux = configuration.linux().as_ref();
-        let namespaces = NamespacePlan::new(linux.ok_or_else(|| SpecError::missing("linux"))?)?;
-        let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
-        let filter = seccomp.map(SeccompPlan::new).transpose()?;
+        let linux = linux.ok_or_else(|| SpecError::missing("linux"))?;
+        let namespaces = NamespacePlan::new(linux)?;
+        let execution = ExecutionPlan::new(linux)?;
+        let filter = linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?;
         check_streams(&process, &options.stdio, options.console_socket)?;
         super::create::check_threads()?;
         let container = self.running_process()?;
@@ -234,6 +236,7 @@ impl Container {
             process: &process,
             namespaces: &namespaces,
             filter: filter.as_ref(),
+            execution: &execution,
             container: container.as_fd(),
             cgroup_entrances: cgroup_entrances.unwrap_or_default(),
             stdio,
@@ -244,6 +247,13 @@ impl Container {
                 caller_channel.as_fd().as_raw_fd(),
             ],
         };
+        let affinity = process.scheduling.initial_affinity.as_ref();
+        let affinity = affinity
+            .map(AffinityOfChildren::set)
+            .transpose()
+            .map_err(ExecError::step(
+                "run on the CPUs of process.execCPUAffinity.initial",
+            ))?;
         // SAFETY: this process has one thread, as was checked, and the child only ever runs `Joining::run`, which does
         // not come back.
         let forked = unsafe { clone3(0, unified.as_ref().map(AsFd::as_fd)) }
@@ -252,6 +262,7 @@ impl Container {
             Forked::Child => joining.run(),
             Forked::Parent { pid, pidfd } => (pid, pidfd),
         };
+        drop(affinity);
         drop(joining);
         let mut executed = Executed {
             pid,

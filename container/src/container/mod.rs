@@ -1,5 +1,6 @@
 //! A container as its users hold it, and one file for each thing done to it.
 
+mod affinity_of_children;
 mod between;
 mod console;
 mod create;

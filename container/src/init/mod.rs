@@ -174,6 +174,7 @@ impl Init<'_> {
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
         rootfs::pivot(root, &plan.root)?;
+        process::execute_under(&plan.execution)?;
         process::take_on(
             &plan.process,
             streams,

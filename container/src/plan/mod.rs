@@ -6,12 +6,15 @@
 
 mod capabilities;
 mod devices;
+mod execution;
 mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod number_list;
 mod process;
 mod rlimits;
+mod scheduling;
 mod spec_error;
 mod sysctl;
 mod unsupported;
@@ -20,6 +23,7 @@ use std::path::PathBuf;
 
 pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
 pub(crate) use devices::DeviceNode;
+pub(crate) use execution::ExecutionPlan;
 pub(crate) use hooks::{HOOKS, Hook, HookPlan};
 use mount_options::propagation_flag;
 pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions, mount_option_words};
@@ -27,6 +31,7 @@ pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map};
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;
+pub(crate) use scheduling::SchedulingPlan;
 pub use spec_error::SpecError;
 
 use crate::bundle::Bundle;
@@ -50,6 +55,7 @@ pub(crate) struct Plan {
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) process: ProcessPlan,
     pub(crate) seccomp: Option<SeccompPlan>,
+    pub(crate) execution: ExecutionPlan,
     pub(crate) cgroup: CgroupPlan,
     pub(crate) hooks: HookPlan,
     /// What is honoured and should still be changed.
@@ -97,6 +103,7 @@ impl Plan {
             read_only_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
             sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
             process: ProcessPlan::new(process)?,
+            execution: ExecutionPlan::new(linux)?,
             seccomp: linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?,
             cgroup: CgroupPlan::new(linux, id)?,
             hooks: HookPlan::new(spec)?,

@@ -7,7 +7,7 @@ use oci_spec::runtime::{Process, User};
 use rustix::process::{Gid, Uid};
 
 use super::spec_error::c_string;
-use super::{CapabilityPlan, ResourceLimit, SpecError, rlimits};
+use super::{CapabilityPlan, ResourceLimit, SchedulingPlan, SpecError, rlimits};
 
 /// The program and what it runs as.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) user: UserPlan,
     pub(crate) capabilities: CapabilityPlan,
     pub(crate) limits: Vec<ResourceLimit>,
+    pub(crate) scheduling: SchedulingPlan,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adjustment: Option<i32>,
     pub(crate) terminal: Option<Option<WindowSize>>,
@@ -76,6 +77,7 @@ impl ProcessPlan {
             user: UserPlan::new(process.user())?,
             capabilities: CapabilityPlan::new(process.capabilities().as_ref()),
             limits: rlimits::plan(process.rlimits().as_deref().unwrap_or_default())?,
+            scheduling: SchedulingPlan::new(process)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adjustment,
             terminal: terminal(process)?,

@@ -1,7 +1,7 @@
 //! The fields of the runtime specification that are not honoured yet. Each is refused: a container that looks
 //! confined but is not would be worse than none.
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Linux, Spec};
 
 use super::SpecError;
 
@@ -16,9 +16,6 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
     present(spec.windows().is_some(), "windows");
     present(spec.vm().is_some(), "vm");
     present(spec.zos().is_some(), "zos");
-    if let Some(process) = spec.process() {
-        refuse_of_process(process, &mut present);
-    }
     if let Some(linux) = spec.linux() {
         refuse_of_linux(linux, &mut present);
     }
@@ -61,16 +58,8 @@ fn refuse_labels(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn refuse_of_process(process: &Process, present: &mut impl FnMut(bool, &'static str)) {
-    present(process.io_priority().is_some(), "process.ioPriority");
-    present(process.scheduler().is_some(), "process.scheduler");
-    present(process.exec_cpu_affinity().is_some(), "process.execCPUAffinity");
-}
-
 fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {
     present(linux.intel_rdt().is_some(), "linux.intelRdt");
-    present(linux.memory_policy().is_some(), "linux.memoryPolicy");
-    present(linux.personality().is_some(), "linux.personality");
     present(
         linux
             .net_devices()

@@ -4,6 +4,7 @@
 pub(crate) mod channel;
 mod command;
 mod environment;
+mod execution;
 mod filter;
 mod identity;
 mod limits;
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 pub use command::CommandFailure;
+pub(crate) use execution::execute_under;
 pub(crate) use identity::{
     become_root_of_user_namespace, hide_memory, open_working_directory, open_working_directory_that_exists,
 };
@@ -82,6 +84,7 @@ pub(crate) fn take_on<'a>(
         }
     };
     limits::set_resource_limits(&plan.limits)?;
+    execution::schedule(&plan.scheduling)?;
     let (early_filter, late_filter) = match plan.no_new_privileges {
         true => (None, filter),
         false => (filter, None),

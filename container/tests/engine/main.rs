@@ -22,6 +22,7 @@ mod paths;
 mod pause;
 mod privileges;
 mod refusals;
+mod scheduling;
 mod seccomp;
 mod seccomp_agent;
 mod terminal;
@@ -58,6 +59,7 @@ fn all_tests() -> Vec<Test> {
         pause::TESTS,
         privileges::TESTS,
         refusals::TESTS,
+        scheduling::TESTS,
         seccomp::TESTS,
         terminal::TESTS,
         update::TESTS,

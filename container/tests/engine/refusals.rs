@@ -28,22 +28,8 @@ fn set(config: &mut Value, pointer: &str, value: Value) {
 
 fn fields_not_honoured_yet_are_refused_by_their_place() {
     for (pointer, value, field) in [
-        (
-            "/process/ioPriority",
-            json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
-            "process.ioPriority",
-        ),
-        (
-            "/process/scheduler",
-            json!({ "policy": "SCHED_BATCH" }),
-            "process.scheduler",
-        ),
         ("/linux/intelRdt", json!({}), "linux.intelRdt"),
-        (
-            "/linux/personality",
-            json!({ "domain": "LINUX32" }),
-            "linux.personality",
-        ),
+        ("/linux/netDevices", json!({ "eth0": {} }), "linux.netDevices"),
     ] {
         let mut bundle = TestBundle::command(&["true"]);
         set(&mut bundle.config, pointer, value);
