@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::umask;
+use rustix::process::{chroot, fchdir, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, sched_setaffinity};
 
 use crate::kernel::signal_disposition;
@@ -29,6 +29,8 @@ pub(crate) struct Joining<'a> {
     pub(crate) execution: &'a ExecutionPlan,
     /// The container's first process.
     pub(crate) container: BorrowedFd<'a>,
+    /// Its root, which is not that of a mount namespace if the container has none.
+    pub(crate) root: Option<OwnedFd>,
     /// Version 1 cgroups are entered by writing to these.
     pub(crate) cgroup_entrances: Vec<OwnedFd>,
     /// Standard input, output and error; none leaves the caller's.
@@ -93,6 +95,11 @@ impl Joining<'_> {
         }
         process::hide_memory()?;
         self.enter_namespaces()?;
+        if let Some(root) = &self.root {
+            fchdir(root)
+                .and_then(|()| chroot("."))
+                .map_err(SetUpError::step("enter the container's root"))?;
+        }
         umask(Mode::empty());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty())
@@ -118,6 +125,9 @@ impl Joining<'_> {
 
     fn enter_namespaces(&self) -> Result<(), SetUpError> {
         let kinds = self.namespaces.isolated() & !(Namespace::Pid as u64);
+        if kinds == 0 {
+            return Ok(());
+        }
         // Every flag is one of the kernel's, and all of them fit.
         let kinds = ThreadNameSpaceType::from_bits_retain(kinds as u32);
         move_into_thread_name_spaces(self.container, kinds).map_err(|errno| match errno {

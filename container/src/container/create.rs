@@ -21,7 +21,7 @@ use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
 use crate::process::channel::{CallerChannel, Report, channel};
 use crate::procfs;
 use crate::rootfs::Sources;
-use crate::state::{OciState, ProcessIdentity, Record, StateDirectory, Status};
+use crate::state::{OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status};
 
 /// Creates a container: when this returns, its process stands in its namespaces and waits for
 /// [`start`](Container::start).
@@ -60,6 +60,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         poststart_hooks: plan.hooks.poststart.clone(),
         poststop_hooks: plan.hooks.poststop.clone(),
         rootfs: plan.root.path.clone(),
+        root_mount: None,
         created: Some(std::time::SystemTime::now()),
         resources: recorded(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())),
         init: None,
@@ -74,6 +75,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     };
     let mut creation = Creation {
         has_cgroup: false,
+        root_mount: None,
         options,
         plan: &plan,
         directory: &directory,
@@ -103,6 +105,7 @@ struct Creation<'a> {
     directory: &'a StateDirectory,
     cgroup: &'a Cgroup,
     has_cgroup: bool,
+    root_mount: Option<RootMount>,
     child: Option<OwnedFd>,
     /// As hooks are told it.
     state: OciState,
@@ -122,6 +125,13 @@ impl Creation<'_> {
         sources: Sources,
         joined: JoinedNamespaces,
     ) -> Result<Made, CreateError> {
+        let root = self.plan.root.path.as_path();
+        if !self.plan.namespaces.isolates(Namespace::Mount) {
+            let expected = RootMount::expected_at(root);
+            record.root_mount =
+                Some(expected.map_err(CreateError::step("look at the root file system's folder"))?);
+            self.root_mount = record.root_mount;
+        }
         // What will exist is written down before it does.
         self.directory.write(&record)?;
         self.directory.write_configuration(self.options.bundle.spec())?;
@@ -138,6 +148,11 @@ impl Creation<'_> {
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
+        if let Some(expected) = record.root_mount {
+            let found = expected.found_at(root);
+            record.root_mount =
+                Some(found.map_err(CreateError::step("look at the mounted root file system"))?);
+        }
         let terminal = self.deliver(terminal)?;
         if let Some(path) = self.options.pid_file {
             write_pid_file(path, pid)?;
@@ -310,8 +325,13 @@ impl Creation<'_> {
         } else {
             Ok(())
         };
+        let unmounted = match &self.root_mount {
+            Some(mount) => mount.remove(&self.plan.root.path),
+            None => Ok(()),
+        };
         let removed = cgroup_removed
             .map_err(|error| error.to_string())
+            .and_then(|()| unmounted.map_err(|errno| format!("cannot unmount its root: {errno}")))
             .and_then(|()| self.directory.remove().map_err(|error| error.to_string()));
         if let Err(left) = removed {
             return CreateError::NotUndone {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,6 +41,15 @@ pub enum DeleteError {
     /// Its cgroups could not be removed.
     #[error("cannot remove the container's cgroups")]
     Cgroup(#[from] CgroupError),
+    /// Its root file system, which it had in the caller's mount namespace, could not be unmounted.
+    #[error("cannot unmount {}", path.display())]
+    RootMount {
+        /// Where it is.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// Its state could not be read or removed.
     #[error(transparent)]
     State(#[from] StateError),
@@ -72,6 +82,13 @@ impl Container {
         }
         if let Some(cgroup) = &self.record.cgroup {
             cgroup.remove()?;
+        }
+        if let Some(mount) = self.record.root_mount {
+            let path = &self.record.rootfs;
+            mount.remove(path).map_err(|errno| DeleteError::RootMount {
+                path: path.clone(),
+                source: errno.into(),
+            })?;
         }
         Ok(self.directory.remove()?)
     }

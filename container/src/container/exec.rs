@@ -1,10 +1,11 @@
 //! `exec`: one more process in a running container.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
@@ -192,6 +193,16 @@ impl Container {
         Ok(process.ok_or_else(|| SpecError::missing("process"))?)
     }
 
+    /// The root of the container's process, which is not that of a mount namespace.
+    fn open_root(&self, process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+        let pid = self.pid().ok_or(Errno::SRCH)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
+        // If it has not ended by now, the number was its own.
+        send_signal(process, 0)?;
+        Ok(root)
+    }
+
     /// Runs one more process in the container. Returns when its program runs.
     ///
     /// Like [`create`](crate::create) it forks, and refuses to with a second thread.
@@ -217,6 +228,12 @@ impl Container {
             Some(cgroup) => cgroup.open_unified()?,
             None => None,
         };
+        let root = if namespaces.isolates(Namespace::Mount) {
+            None
+        } else {
+            let root = self.open_root(container.as_fd());
+            Some(root.map_err(ExecError::step("open the container's root"))?)
+        };
         let (caller_channel, init_channel) =
             channel().map_err(ExecError::step("make a socket to the process"))?;
         let pid_namespace = if namespaces.isolates(Namespace::Pid) {
@@ -238,6 +255,7 @@ impl Container {
             filter: filter.as_ref(),
             execution: &execution,
             container: container.as_fd(),
+            root,
             cgroup_entrances: cgroup_entrances.unwrap_or_default(),
             stdio,
             channel: init_channel,

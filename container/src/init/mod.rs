@@ -138,15 +138,17 @@ impl Init<'_> {
         namespaces::furnish(plan)?;
 
         umask(Mode::empty());
-        // Another mount namespace need not have the caller's paths.
-        let place_of_root = if plan.namespaces.joins(Namespace::Mount) {
-            Path::new("/")
-        } else {
-            &plan.root.path
-        };
         let root_descriptor = rustix::io::fcntl_dupfd_cloexec(&self.sources.root, 3)
             .map_err(SetUpError::step("copy the root's descriptor"))?;
-        let root = rootfs::attach(root_descriptor, place_of_root)?;
+        let has_mount_namespace = plan.namespaces.isolates(Namespace::Mount);
+        let root = if plan.namespaces.joins(Namespace::Mount) {
+            // It need not have the caller's paths.
+            rootfs::attach(root_descriptor, Path::new("/"))?
+        } else if has_mount_namespace {
+            rootfs::attach(root_descriptor, &plan.root.path)?
+        } else {
+            rootfs::attach_in_callers_namespace(root_descriptor, &plan.root.path)?
+        };
         let has_cgroup_namespace = plan.namespaces.isolates(Namespace::Cgroup);
         let unsealed = rootfs::mount_all(
             &root,
@@ -173,7 +175,11 @@ impl Init<'_> {
         unsealed.seal()?;
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
-        rootfs::pivot(root, &plan.root)?;
+        if has_mount_namespace {
+            rootfs::pivot(root, &plan.root)?;
+        } else {
+            rootfs::change_root(root, &plan.root)?;
+        }
         process::execute_under(&plan.execution)?;
         process::take_on(
             &plan.process,

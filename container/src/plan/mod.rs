@@ -78,6 +78,26 @@ impl Plan {
         unsupported::refuse(spec)?;
         let linux = spec.linux().as_ref().ok_or_else(|| SpecError::missing("linux"))?;
         let namespaces = NamespacePlan::new(linux)?;
+        let mut warnings = mounts::warnings(spec.mounts().as_deref().unwrap_or_default());
+        let masked_paths = absolute("linux.maskedPaths", linux.masked_paths())?;
+        let read_only_paths = absolute("linux.readonlyPaths", linux.readonly_paths())?;
+        if !namespaces.isolates(Namespace::Mount) {
+            for (paths, field) in [
+                (&masked_paths, "linux.maskedPaths"),
+                (&read_only_paths, "linux.readonlyPaths"),
+            ] {
+                if !paths.is_empty() {
+                    let problem =
+                        "needs a mount namespace that is not the caller's: what hides could be unmounted";
+                    return Err(SpecError::invalid(field, problem));
+                }
+            }
+            warnings.push(
+                "linux.namespaces: without a mount namespace the container's mounts are the caller's, and only \
+                 chroot(2) keeps it in its root"
+                    .to_owned(),
+            );
+        }
         let process = spec
             .process()
             .as_ref()
@@ -99,15 +119,15 @@ impl Plan {
             } else {
                 None
             },
-            masked_paths: absolute("linux.maskedPaths", linux.masked_paths())?,
-            read_only_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
+            masked_paths,
+            read_only_paths,
             sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
             process: ProcessPlan::new(process)?,
             execution: ExecutionPlan::new(linux)?,
             seccomp: linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?,
             cgroup: CgroupPlan::new(linux, id)?,
             hooks: HookPlan::new(spec)?,
-            warnings: mounts::warnings(spec.mounts().as_deref().unwrap_or_default()),
+            warnings,
             namespaces,
             mounts,
         })

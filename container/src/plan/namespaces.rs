@@ -131,9 +131,8 @@ impl NamespacePlan {
                 Some(path) => plan.join(index, kind, path)?,
             }
         }
-        if !plan.isolates(Namespace::Mount) {
-            let problem = "needs a mount namespace: without one the container's mounts would be the caller's, stay \
-                           when it ends, and chroot(2) alone would keep it in its root";
+        if plan.isolates(Namespace::User) && !plan.isolates(Namespace::Mount) {
+            let problem = "a user namespace needs a mount namespace: its root may not mount in the caller's";
             return Err(SpecError::invalid("linux.namespaces", problem));
         }
         plan.uid_mappings = plan.id_mappings("linux.uidMappings", linux.uid_mappings())?;
@@ -343,7 +342,10 @@ mod tests {
     #[test]
     fn namespaces_that_cannot_be_had_are_refused_by_their_place() {
         for (linux, field) in [
-            (r#"{"namespaces":[{"type":"pid"}]}"#, "linux.namespaces"),
+            (
+                r#"{"namespaces":[{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":1,"size":9}]}"#,
+                "linux.namespaces",
+            ),
             (
                 r#"{"namespaces":[{"type":"mount"},{"type":"mount"}]}"#,
                 "linux.namespaces[1]",

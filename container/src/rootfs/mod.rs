@@ -22,7 +22,7 @@ pub(crate) use device_nodes::{make_console, make_device_folder};
 pub(crate) use hidden_paths::{mask, protect};
 pub(crate) use in_root::ContainerRoot;
 pub(crate) use mounting::mount_all;
-pub(crate) use pivot::{attach, pivot};
+pub(crate) use pivot::{attach, attach_in_callers_namespace, change_root, pivot};
 pub(crate) use sources::Sources;
 
 /// What can go wrong on the way to a root file system.

@@ -3,9 +3,11 @@
 mod directory;
 mod process;
 mod record;
+mod root_mount;
 
 pub use directory::{StateDirectory, StateError};
 pub use record::{OciState, Status};
 
 pub(crate) use process::ProcessIdentity;
 pub(crate) use record::Record;
+pub(crate) use root_mount::RootMount;

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-use super::ProcessIdentity;
+use super::{ProcessIdentity, RootMount};
 use crate::cgroup::Cgroup;
 use crate::plan::Hook;
 
@@ -29,6 +29,9 @@ pub(crate) struct Record {
     /// The root file system's folder, outside.
     #[serde(default)]
     pub(crate) rootfs: PathBuf,
+    /// Where the container has no mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) root_mount: Option<RootMount>,
     #[serde(default)]
     pub(crate) created: Option<SystemTime>,
     /// The limits, without the devices.

@@ -23,7 +23,9 @@ crate::tests!(
     an_existing_time_namespace_is_joined,
     an_existing_mount_namespace_is_joined,
     a_joined_uts_namespace_takes_the_host_name,
-    no_mount_namespace_is_refused_with_the_reason,
+    without_a_mount_namespace_the_root_is_changed_and_unmounted_again,
+    a_creation_without_a_mount_namespace_that_fails_leaves_no_mount,
+    without_a_mount_namespace_nothing_can_be_hidden,
     a_user_namespace_maps_root_to_somebody_else,
     a_time_namespace_has_its_own_clocks,
     sysctls_stay_in_the_container,
@@ -352,17 +354,82 @@ fn a_joined_uts_namespace_takes_the_host_name() {
     });
 }
 
-fn no_mount_namespace_is_refused_with_the_reason() {
-    let mut bundle = TestBundle::command(&["true"]);
-    bundle.config["linux"]["namespaces"]
-        .as_array_mut()
-        .unwrap()
-        .retain(|namespace| namespace["type"] != "mount");
-    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
-    assert!(
-        message.contains("linux.namespaces: needs a mount namespace: without one"),
-        "{message}"
-    );
+/// A container with the namespaces of this test.
+fn without_namespaces(suffix: &str, arguments: &[&str]) -> TestBundle {
+    let mut bundle = TestBundle::named(suffix, arguments);
+    bundle.config["linux"]["namespaces"] = json!([]);
+    bundle.config["linux"]["maskedPaths"] = json!([]);
+    bundle.config["linux"]["readonlyPaths"] = json!([]);
+    bundle.config["hostname"] = json!(null);
+    bundle
+}
+
+fn without_a_mount_namespace_the_root_is_changed_and_unmounted_again() {
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let script = "ls -d /bin /usr /proc/self; readlink /proc/self/ns/mnt; touch /x; sleep 60";
+    let bundle = without_namespaces("", &["sh", "-c", script]);
+    for unmounted_by_others in [false, true] {
+        let (stdio, output) = files(&bundle.folder);
+        let mut container = bundle
+            .create(stdio)
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert!(
+            container
+                .take_warnings()
+                .join(" ")
+                .contains("linux.namespaces: without a mount namespace")
+        );
+        container.start().unwrap();
+        wait_until(|| output.outcome(0).stderr.contains("Read-only file system"));
+        let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+        let outcome = output.outcome(0);
+        assert_eq!(
+            outcome.stdout,
+            format!("/bin\n/proc/self\n{}\n", own.display()),
+            "{outcome:?}"
+        );
+        assert!(outcome.stderr.contains("/usr: No such file"), "{outcome:?}");
+
+        // What joins the container has its root too.
+        let mut process = container.configured_process().unwrap();
+        process.set_args(Some(["sh", "-c", "ls /; pwd"].map(String::from).to_vec()));
+        let (stdio, output) = files(&bundle.folder);
+        let executed = container
+            .exec(container::ExecOptions::new(&process).stdio(stdio))
+            .unwrap();
+        assert_eq!(executed.wait().unwrap(), 0);
+        assert!(
+            output.outcome(0).stdout.starts_with("bin\ndev\netc\nproc\n"),
+            "{:?}",
+            output.outcome(0)
+        );
+
+        if unmounted_by_others {
+            rustix::mount::unmount(bundle.rootfs(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+        container.delete(true).unwrap();
+        wait(&container);
+        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    }
+}
+
+fn a_creation_without_a_mount_namespace_that_fails_leaves_no_mount() {
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let bundle = without_namespaces("", &["/no/such/program"]);
+    bundle.create(Stdio::Inherit).unwrap_err();
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+fn without_a_mount_namespace_nothing_can_be_hidden() {
+    for field in ["maskedPaths", "readonlyPaths"] {
+        let mut bundle = without_namespaces(field, &["true"]);
+        bundle.config["linux"][field] = json!(["/proc/keys"]);
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains(&format!("linux.{field}: needs a mount namespace")),
+            "{message}"
+        );
+    }
 }
 
 fn a_user_namespace_maps_root_to_somebody_else() {
