@@ -74,8 +74,10 @@ impl Cgroup {
                 }
                 made_parents.push(parent.to_owned());
             }
-            processes::refuse_if_occupied(&leaf)?;
-            freezer::refuse_if_frozen(&leaf)?;
+            if fs::access(&leaf, Access::EXISTS).is_ok() {
+                processes::refuse_if_occupied(&leaf)?;
+                freezer::refuse_if_frozen(&leaf)?;
+            }
             members.push(Member {
                 hierarchy: hierarchy.clone(),
                 path: leaf,
