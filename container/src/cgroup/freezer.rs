@@ -9,8 +9,9 @@ use rustix::io::Errno;
 
 use super::{Cgroup, CgroupError, read, tree, write};
 
-/// How long processes may take to stand still. One in an uninterruptible sleep can take as long as its device.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long processes may take to stand still. One in an uninterruptible sleep can take as long as its device. Whoever
+/// waits for the lock that a pause holds waits longer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Processes that fork keep a version 1 cgroup from being frozen; after so many attempts they are let go for a moment.
 const ATTEMPTS_BEFORE_A_THAW: u32 = 50;
 

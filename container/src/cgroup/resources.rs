@@ -13,6 +13,8 @@ pub(crate) struct Resources {
     pub(crate) memory_limit: Option<i64>,
     pub(crate) memory_and_swap_limit: Option<i64>,
     pub(crate) memory_reservation: Option<i64>,
+    /// Buffers of TCP; obsolete, and gone from cgroup2.
+    pub(crate) kernel_tcp_limit: Option<i64>,
     /// Refuse a memory limit below what is in use, rather than let the kernel reclaim and kill.
     pub(crate) check_memory_in_use: bool,
     pub(crate) use_hierarchy: bool,
@@ -156,6 +158,7 @@ impl Resources {
         self.memory_limit = in_range(memory.limit(), "linux.resources.memory.limit")?;
         self.memory_and_swap_limit = in_range(memory.swap(), "linux.resources.memory.swap")?;
         self.memory_reservation = in_range(memory.reservation(), "linux.resources.memory.reservation")?;
+        self.kernel_tcp_limit = in_range(memory.kernel_tcp(), "linux.resources.memory.kernelTCP")?;
         self.check_memory_in_use = memory.check_before_update().unwrap_or(false);
         self.use_hierarchy = memory.use_hierarchy().unwrap_or(false);
         // All bits set is -1, which was long written for "not set".
@@ -347,7 +350,7 @@ fn is_page_size(text: &str) -> bool {
     })
 }
 
-/// What is accepted and has no effect, in words for the caller.
+/// What is accepted and has no effect, or not everywhere, in words for the caller.
 #[allow(
     deprecated,
     reason = "the specification deprecates the field, and configurations still have it"
@@ -356,14 +359,22 @@ pub(super) fn ignored(resources: &LinuxResources) -> Vec<String> {
     let Some(memory) = resources.memory() else {
         return Vec::new();
     };
-    [
-        (memory.kernel(), "linux.resources.memory.kernel"),
-        (memory.kernel_tcp(), "linux.resources.memory.kernelTCP"),
-    ]
-    .into_iter()
-    .filter(|(limit, _)| limit.is_some_and(|limit| limit != 0))
-    .map(|(_, field)| format!("{field} is ignored: the kernel no longer limits kernel memory apart"))
-    .collect()
+    let warnings = [
+        (
+            memory.kernel(),
+            "linux.resources.memory.kernel is ignored: the kernel no longer limits its memory apart",
+        ),
+        (
+            memory.kernel_tcp(),
+            "linux.resources.memory.kernelTCP is obsolete, and ignored where the kernel has no \
+             memory.kmem.tcp.limit_in_bytes",
+        ),
+    ];
+    warnings
+        .into_iter()
+        .filter(|(limit, _)| limit.is_some_and(|limit| limit != 0))
+        .map(|(_, warning)| warning.to_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -430,12 +441,19 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_kernel_memory_are_named_and_ignored() {
+    fn obsolete_limits_are_named() {
         let resources = serde_json::from_str(r#"{"memory":{"kernel":4096,"kernelTCP":-1}}"#).unwrap();
         let warnings = ignored(&resources);
         assert_eq!(warnings.len(), 2);
         assert!(warnings[0].starts_with("linux.resources.memory.kernel "));
-        assert_eq!(Resources::new(&resources).unwrap(), Resources::default());
+        let plan = Resources::new(&resources).unwrap();
+        assert_eq!(
+            plan,
+            Resources {
+                kernel_tcp_limit: Some(-1),
+                ..Resources::default()
+            }
+        );
     }
 
     #[test]

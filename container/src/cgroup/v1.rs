@@ -41,6 +41,10 @@ pub(super) fn memory(resources: &Resources) -> Settings {
             "linux.resources.memory.reservation",
         ));
     }
+    if let Some(limit) = resources.kernel_tcp_limit {
+        let field = "linux.resources.memory.kernelTCP";
+        settings.push(Setting::new("memory.kmem.tcp.limit_in_bytes", limit, field).dispensable());
+    }
     if let Some(swappiness) = resources.swappiness {
         settings.push(Setting::new(
             "memory.swappiness",

@@ -25,7 +25,7 @@ crate::tests!(
     huge_pages_are_limited_in_cgroup2,
     limits_without_their_controller_or_file_are_named,
     bursts_idleness_and_unlimited_values_are_written,
-    obsolete_limits_are_ignored_with_a_warning,
+    obsolete_limits_are_warned_of,
 );
 
 fn too_much_memory_is_137() {
@@ -363,7 +363,7 @@ fn bursts_idleness_and_unlimited_values_are_written() {
     wait(&container);
 }
 
-fn obsolete_limits_are_ignored_with_a_warning() {
+fn obsolete_limits_are_warned_of() {
     let mut bundle = TestBundle::command(&["true"]);
     bundle.config["linux"]["resources"]["memory"] = json!({ "kernel": 1 << 20, "kernelTCP": 1 << 20 });
     let mut container = bundle.create(Stdio::Inherit).unwrap();
@@ -372,6 +372,10 @@ fn obsolete_limits_are_ignored_with_a_warning() {
         warnings.contains("linux.resources.memory.kernel is ignored") && warnings.contains("kernelTCP"),
         "{warnings}"
     );
+    let buffers = folder(&bundle, "memory").join("memory.kmem.tcp.limit_in_bytes");
+    if let Ok(limit) = fs::read_to_string(buffers) {
+        assert_eq!(limit.trim(), (1 << 20).to_string());
+    }
     container.delete(true).unwrap();
     wait(&container);
 }
