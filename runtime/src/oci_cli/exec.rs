@@ -128,9 +128,8 @@ impl ExecArguments {
             process.set_cwd(cwd.clone());
         }
         if !self.env.is_empty() {
-            let mut environment = process.env().clone().unwrap_or_default();
-            environment.extend(self.env.iter().cloned());
-            process.set_env(Some(environment));
+            let environment = process.env().as_deref().unwrap_or_default();
+            process.set_env(Some(overridden(environment, &self.env)));
         }
         if let Some(no_new_privs) = self.no_new_privs {
             process.set_no_new_privileges(Some(no_new_privs));
@@ -188,6 +187,20 @@ impl ExecArguments {
     }
 }
 
+/// The environment, in which `more` takes the place of what has the same name.
+fn overridden(environment: &[String], more: &[String]) -> Vec<String> {
+    let name = |variable: &str| {
+        variable
+            .split_once('=')
+            .map_or(variable, |(name, _)| name)
+            .to_owned()
+    };
+    let kept = environment
+        .iter()
+        .filter(|variable| !more.iter().any(|other| name(other) == name(variable)));
+    kept.chain(more).cloned().collect()
+}
+
 fn parse_capability(name: &str) -> Result<Capability, OciError> {
     serde_json::from_value(serde_json::Value::from(name)).map_err(|source| OciError::Capability {
         name: name.to_owned(),
@@ -204,4 +217,20 @@ fn read_process(path: &Path) -> Result<Process, OciError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_of_the_command_line_takes_the_place_of_the_configured_one() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let environment = words(&["PATH=/bin", "A=1", "AB=2"]);
+        let more = words(&["A=3", "C=x=y"]);
+        assert_eq!(
+            overridden(&environment, &more),
+            words(&["PATH=/bin", "AB=2", "A=3", "C=x=y"])
+        );
+    }
 }
