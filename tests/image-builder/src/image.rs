@@ -193,6 +193,8 @@ impl Image {
             "os": "linux",
             "config": self.config,
             "rootfs": { "type": "layers", "diff_ids": known },
+            // Builders count a base image's layers by it.
+            "history": known.iter().map(|_| json!({ "created_by": "image-builder" })).collect::<Vec<_>>(),
         });
         let mut blob = Blob::of(document.to_string().into_bytes());
         if self.damage.contains(&Damage::ConfigContent) {
