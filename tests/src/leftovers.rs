@@ -16,7 +16,7 @@ pub fn of(directory: &Path, run_root: &Path, root: &Path) -> Vec<String> {
 
 /// Processes that were started with the folder, hold a file of it, or live in a mount of it. Only the mount namespaces
 /// of its own containers and supervisors show its mounts.
-fn processes(directory: &Path) -> Vec<String> {
+pub(crate) fn processes(directory: &Path) -> Vec<String> {
     let marker = directory.to_string_lossy();
     let own = std::process::id();
     let mut left = Vec::new();

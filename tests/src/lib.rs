@@ -9,10 +9,13 @@
     reason = "in a test they are assertions"
 )]
 
+pub mod client_namespace;
+pub mod containerd;
 pub mod initramfs;
 pub mod leftovers;
 pub mod oci;
 pub mod oci_container;
+pub mod podman;
 pub mod terminal;
 
 use std::ffi::OsStr;
@@ -260,12 +263,16 @@ fn folder(variable: &str, default: &str) -> PathBuf {
 
 /// Debian's static busybox as an OCI layout in a new folder.
 fn write_busybox_image(folder: &Path) {
-    let image = image_builder::busybox::image(Path::new(image_builder::busybox::BUSYBOX), &[]);
-    let image = image.expect("Debian's busybox-static; `make deps` installs it");
-    image_builder::Layout::new()
-        .add(&image, "latest")
+    busybox_layout("latest")
         .write_folder(folder)
         .expect("an image layout");
+}
+
+/// Debian's static busybox under this name.
+pub fn busybox_layout(name: &str) -> image_builder::Layout {
+    let image = image_builder::busybox::image(Path::new(image_builder::busybox::BUSYBOX), &[]);
+    let image = image.expect("Debian's busybox-static; `make deps` installs it");
+    image_builder::Layout::new().add(&image, name)
 }
 
 fn unique(path: &Path) -> String {
