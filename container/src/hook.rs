@@ -3,18 +3,18 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::kernel::pidfd::wait_for_end;
 use crate::kernel::signal_disposition;
 use crate::plan::Hook;
 use crate::state::OciState;
@@ -176,30 +176,17 @@ fn wait(child: &mut Child, timeout: Option<u64>) -> io::Result<Option<ExitStatus
     // It is a child not yet waited for, so the number is its own.
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let ended = ends_within(pidfd.as_fd(), Duration::from_secs(seconds));
+    let ended = match wait_for_end(pidfd.as_fd(), Duration::from_secs(seconds)) {
+        Ok(()) => Ok(true),
+        Err(Errno::TIMEDOUT) => Ok(false),
+        Err(errno) => Err(errno),
+    };
     if !matches!(ended, Ok(true)) {
         // The group outlives its leader, who is not waited for yet, so this cannot reach others.
         kill_process_group(pid, Signal::KILL)?;
     }
     let status = child.wait()?;
     Ok(ended?.then_some(status))
-}
-
-fn ends_within(pidfd: BorrowedFd<'_>, time: Duration) -> Result<bool, Errno> {
-    let deadline = Instant::now().checked_add(time);
-    loop {
-        // A time beyond all clocks is none.
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(
-            &mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)],
-            left.as_ref(),
-        ) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -228,6 +215,8 @@ fn quote(output: &mut File) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::state::Status;
 

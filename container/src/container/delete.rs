@@ -1,17 +1,16 @@
 //! `delete`: nothing is left.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Container;
 use crate::cgroup::CgroupError;
 use crate::hook;
-use crate::kernel::pidfd::send_signal;
+use crate::kernel::pidfd::{send_signal, wait_for_end};
 use crate::process::messages;
 use crate::state::{OciState, StateError, Status};
 
@@ -122,22 +121,6 @@ impl Container {
             Err(errno) => return Err(failed(errno.into())),
         }
         self.thaw_to_die()?;
-        wait_for_end(&pidfd).map_err(|errno| failed(errno.into()))
-    }
-}
-
-/// A pidfd becomes readable when its process ends, whoever its parent is.
-fn wait_for_end(pidfd: &OwnedFd) -> Result<(), Errno> {
-    let patience = Timespec {
-        tv_sec: PATIENCE.as_secs() as i64,
-        tv_nsec: 0,
-    };
-    loop {
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)) {
-            Ok(0) => return Err(Errno::TIMEDOUT),
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        wait_for_end(pidfd.as_fd(), PATIENCE).map_err(|errno| failed(errno.into()))
     }
 }

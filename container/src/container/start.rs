@@ -2,17 +2,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::{Container, InitFailure, SeccompAgentError, seccomp_agent};
 use crate::hook::{self, DefaultEnvironment, HookError};
-use crate::kernel::pidfd::send_signal;
+use crate::kernel::pidfd::{send_signal, wait_for_end};
 use crate::process::CommandFailure;
 use crate::process::channel::Report;
 use crate::seccomp::AgentPlan;
 use crate::state::{StateError, Status};
+
+/// How long a process that failed may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a container could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -112,11 +116,20 @@ impl Container {
             // The socket was closed by the execution, and nothing was said before.
             None => self.run_poststart_hooks(),
             Some(Report::Failed { failure, messages }) => {
+                self.see_it_end();
                 Err(StartError::Program(InitFailure::new(failure, messages)))
             }
             Some(Report::Ready { .. } | Report::AwaitsHooks | Report::Listener { .. }) => {
                 Err(unreachable(Errno::BADMSG))
             }
+        }
+    }
+
+    /// A process that has told its failure ends next, and then the container is stopped, as the caller expects. Should it
+    /// not, that shows in the state.
+    fn see_it_end(&self) {
+        if let Ok(Some(process)) = self.pidfd() {
+            let _ = wait_for_end(process.as_fd(), PATIENCE);
         }
     }
 
