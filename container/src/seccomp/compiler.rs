@@ -74,7 +74,7 @@ impl Graph {
         self.steps.len()
     }
 
-    fn add(&mut self, step: Step) -> StepId {
+    pub(super) fn add(&mut self, step: Step) -> StepId {
         *self.known.entry(step).or_insert_with(|| {
             self.steps.push(step);
             self.steps.len() - 1

@@ -1,7 +1,9 @@
 //! The compiled program against the meaning of the profile.
 
 mod evaluator;
+mod far_jumps;
 mod interpreter;
+mod oracle;
 mod random_profiles;
 
 use oci_spec::runtime::LinuxSeccomp;
