@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{
     Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxNamespaceType, LinuxSeccompAction,
-    MountExtensions, NetDevices, Seccomp, Selinux,
+    MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
 };
 
 use crate::plan::{CAPABILITIES, HOOKS, Namespace, mount_option_words};
@@ -39,6 +39,7 @@ pub fn features() -> Features {
         .set_apparmor(Some(without_apparmor()))
         .set_selinux(Some(without_selinux()))
         .set_intel_rdt(Some(without_intel_rdt()))
+        .set_memory_policy(Some(memory_policy()))
         .set_net_devices(Some(without_net_devices()))
         .set_mount_extensions(Some(mount_extensions));
     let mut features = Features::default();
@@ -84,6 +85,25 @@ fn seccomp() -> Seccomp {
         .set_known_flags(Some(flags.to_vec()))
         .set_supported_flags(Some(flags.to_vec()));
     seccomp
+}
+
+/// Every mode and flag of the specification.
+fn memory_policy() -> MemoryPolicy {
+    let modes = [
+        "DEFAULT",
+        "BIND",
+        "INTERLEAVE",
+        "WEIGHTED_INTERLEAVE",
+        "PREFERRED",
+        "PREFERRED_MANY",
+        "LOCAL",
+    ];
+    let flags = ["NUMA_BALANCING", "RELATIVE_NODES", "STATIC_NODES"];
+    let mut policy = MemoryPolicy::default();
+    policy
+        .set_modes(Some(modes.map(|mode| format!("MPOL_{mode}")).to_vec()))
+        .set_flags(Some(flags.map(|flag| format!("MPOL_F_{flag}")).to_vec()));
+    policy
 }
 
 /// Both sides know all kinds by the same names.
@@ -189,6 +209,21 @@ mod tests {
             "syscalls": [{ "names": ["getcwd"], "action": "SCMP_ACT_ERRNO" }]
         });
         assert!(is_accepted("/linux/seccomp", profile));
+    }
+
+    #[test]
+    fn every_claimed_memory_policy_is_accepted() {
+        let policy = &claims()["linux"]["memoryPolicy"];
+        for mode in policy["modes"].as_array().unwrap() {
+            let takes_nodes = mode != "MPOL_DEFAULT" && mode != "MPOL_LOCAL";
+            let nodes = if takes_nodes { "0" } else { "" };
+            let policy = json!({ "mode": mode, "nodes": nodes });
+            assert!(is_accepted("/linux/memoryPolicy", policy), "{mode}");
+        }
+        for flag in policy["flags"].as_array().unwrap() {
+            let policy = json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": [flag] });
+            assert!(is_accepted("/linux/memoryPolicy", policy), "{flag}");
+        }
     }
 
     #[test]
