@@ -106,10 +106,22 @@ pub(crate) fn find(process: &ProcessPlan, environment: &[CString]) -> Result<CSt
 }
 
 fn check(path: &CStr) -> Result<(), Errno> {
-    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
-    match FileType::from_raw_mode(stat(path)?.st_mode) {
-        FileType::RegularFile => Ok(()),
-        FileType::Directory => Err(Errno::ISDIR),
-        _ => Err(Errno::ACCESS),
+    // The container's filter may be in force already, and knows faccessat2 seldom. The older call asks for the real
+    // user, who is the effective one here; only ambient capabilities make a difference.
+    let may_execute =
+        accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()).or_else(|errno| {
+            match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+                Ok(()) => Ok(()),
+                Err(_) => Err(errno),
+            }
+        });
+    let kind = may_execute.and_then(|()| stat(path));
+    match kind.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::RegularFile) => Ok(()),
+        Ok(FileType::Directory) => Err(Errno::ISDIR),
+        Ok(_) => Err(Errno::ACCESS),
+        // Neither call has these errors of its own: the filter refuses it, and execve will tell.
+        Err(Errno::PERM | Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }

@@ -13,6 +13,7 @@ crate::tests!(
     a_call_fails_with_the_error_of_its_rule,
     an_argument_decides,
     a_forbidden_call_kills,
+    a_program_runs_that_may_not_be_looked_for,
     a_user_without_privileges_is_filtered_in_either_way,
     an_ordinary_profile_runs_a_shell,
     every_flag_is_taken,
@@ -76,6 +77,18 @@ fn an_argument_decides() {
     for outcome in run_in_both_ways(&mut bundle) {
         assert_eq!(outcome.stdout, "sent\nnot sent\n", "{outcome:?}");
         assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
+    }
+}
+
+fn a_program_runs_that_may_not_be_looked_for() {
+    let calls = ["faccessat2", "faccessat", "access", "stat", "newfstatat", "statx"];
+    for names in [&calls[..1], &calls[..]] {
+        let mut bundle = TestBundle::command(&["/bin/echo", "runs"]);
+        bundle.config["linux"]["seccomp"] = allowing(json!([{ "names": names, "action": "SCMP_ACT_ERRNO" }]));
+        for outcome in run_in_both_ways(&mut bundle) {
+            assert_eq!(outcome.stdout, "runs\n", "{names:?}: {outcome:?}");
+        }
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
     }
 }
 
