@@ -135,6 +135,7 @@ fn what_is_refused_is_named_and_changes_nothing() {
             "linux.resources.memory.swap",
         ),
         (&["--blkio-weight", "5"], "linux.resources.blockIO.weight"),
+        (&["--memory", "4096"], "that are in use"),
         (&["--resources", "/does/not/exist"], "/does/not/exist"),
     ] {
         let mut update = vec!["update", &web.id];
