@@ -153,6 +153,23 @@ fn a_container_is_logged_signalled_and_stopped() {
 }
 
 #[test]
+fn a_paused_container_does_nothing_until_it_is_resumed() {
+    let Some(podman) = Podman::install() else { return };
+    podman.start("sleeper", &["--network", "none"], "sleep 600");
+    podman.podman("pause", &["sleeper"]).expect(0);
+    assert_eq!(podman.inspect("sleeper", ".State.Status"), "paused");
+    let finished = podman.podman("exec", &["sleeper", "true"]);
+    assert_ne!(finished.code, 0, "a command ran in a paused container");
+    podman.podman("unpause", &["sleeper"]).expect(0);
+    assert_eq!(podman.inspect("sleeper", ".State.Status"), "running");
+    podman.podman("exec", &["sleeper", "true"]).expect(0);
+    podman.podman("pause", &["sleeper"]).expect(0);
+    podman
+        .podman("rm", &["--force", "--time", "0", "sleeper"])
+        .expect(0);
+}
+
+#[test]
 fn the_containers_of_a_pod_share_their_network_and_not_their_files() {
     let Some(podman) = Podman::install() else { return };
     let create = [
