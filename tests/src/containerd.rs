@@ -12,6 +12,56 @@ use crate::{Finished, finish};
 /// The name under which containerd knows the busybox image.
 pub const IMAGE: &str = "localhost/busybox:latest";
 
+/// The name of the image that a pod's first container runs: one that waits.
+pub const PAUSE_IMAGE: &str = "localhost/pause:latest";
+
+/// `@DIRECTORY@` is the test's folder, `@RUNTIME@` the runtime.
+const CONFIGURATION: &str = r#"version = 2
+root = "@DIRECTORY@/root"
+state = "@DIRECTORY@/state"
+
+[grpc]
+address = "@DIRECTORY@/containerd.sock"
+
+[ttrpc]
+address = "@DIRECTORY@/containerd.sock.ttrpc"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "@DIRECTORY@/opt"
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/pause:latest"
+disable_apparmor = true
+# Below the daemon's own score nothing can be set without CAP_SYS_RESOURCE.
+restrict_oom_score_adj = true
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "@DIRECTORY@/cni"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = "@RUNTIME@"
+"#;
+
+/// The network of pods: a bridge, with ports of the host forwarded.
+const NETWORK: &str = r#"{
+    "cniVersion": "0.4.0",
+    "name": "pods",
+    "plugins": [
+        {
+            "type": "bridge", "bridge": "pods0", "isGateway": true, "ipMasq": true,
+            "ipam": {
+                "type": "host-local", "dataDir": "@DIRECTORY@/addresses",
+                "ranges": [[{ "subnet": "10.199.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }]
+            }
+        },
+        { "type": "portmap", "capabilities": { "portMappings": true } }
+    ]
+}"#;
+
 /// How long the daemon may take to start and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,27 +74,25 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// A fresh daemon with further configuration, in which `@DIRECTORY@` and `@RUNTIME@` stand for the test's folder and
-    /// the runtime; `None`, said aloud, where containerd is missing.
-    pub fn start(programs: &[&str], configuration: &str) -> Option<Containerd> {
-        let programs: Vec<&str> = ["containerd", "ctr", "containerd-shim-runc-v2"]
-            .iter()
-            .chain(programs)
-            .copied()
-            .collect();
+    /// A fresh daemon; `None`, said aloud, where containerd is missing.
+    pub fn start() -> Option<Containerd> {
+        let programs = [
+            "containerd",
+            "ctr",
+            "containerd-shim-runc-v2",
+            "iptables",
+            "/usr/lib/cni/bridge",
+        ];
         let namespace = ClientNamespace::for_clients(&programs)?;
         let runtime = OciRuntime::under_test().wrapper(&namespace);
         let directory = namespace.directory().display().to_string();
-        let text = format!(
-            "version = 2\nroot = \"{directory}/root\"\nstate = \"{directory}/state\"\n\
-             [grpc]\naddress = \"{directory}/containerd.sock\"\n\
-             [ttrpc]\naddress = \"{directory}/containerd.sock.ttrpc\"\n\
-             {configuration}"
-        );
-        let text = text
-            .replace("@DIRECTORY@", &directory)
-            .replace("@RUNTIME@", &runtime.display().to_string());
-        let file = namespace.file("config.toml", &text);
+        let fill = |text: &str| {
+            text.replace("@DIRECTORY@", &directory)
+                .replace("@RUNTIME@", &runtime.display().to_string())
+        };
+        namespace.folder("cni");
+        namespace.file("cni/pods.conflist", &fill(NETWORK));
+        let file = namespace.file("config.toml", &fill(CONFIGURATION));
         let log = fs::File::create(namespace.directory().join("containerd.log")).expect("a log");
         let daemon = namespace
             .command("containerd")
@@ -61,7 +109,9 @@ impl Containerd {
         };
         containerd.wait_until_it_serves();
         let archive = containerd.namespace.directory().join("busybox.tar");
+        let pause = crate::busybox_image().cmd(["sleep", "86400"]);
         crate::busybox_layout(IMAGE)
+            .add(&pause, PAUSE_IMAGE)
             .write_archive(&archive)
             .expect("an image");
         for namespace in ["default", "k8s.io"] {

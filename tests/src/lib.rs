@@ -11,11 +11,13 @@
 
 pub mod client_namespace;
 pub mod containerd;
+pub mod cri;
 pub mod initramfs;
 pub mod leftovers;
 pub mod oci;
 pub mod oci_container;
 pub mod podman;
+pub mod protobuf;
 pub mod terminal;
 
 use std::ffi::OsStr;
@@ -270,9 +272,13 @@ fn write_busybox_image(folder: &Path) {
 
 /// Debian's static busybox under this name.
 pub fn busybox_layout(name: &str) -> image_builder::Layout {
+    image_builder::Layout::new().add(&busybox_image(), name)
+}
+
+/// Debian's static busybox.
+pub fn busybox_image() -> image_builder::Image {
     let image = image_builder::busybox::image(Path::new(image_builder::busybox::BUSYBOX), &[]);
-    let image = image.expect("Debian's busybox-static; `make deps` installs it");
-    image_builder::Layout::new().add(&image, name)
+    image.expect("Debian's busybox-static; `make deps` installs it")
 }
 
 fn unique(path: &Path) -> String {

@@ -15,7 +15,7 @@ use tests::terminal::Terminal;
 
 #[test]
 fn a_command_prints_and_its_exit_code_is_ctrs() {
-    let Some(containerd) = Containerd::start(&[], "") else {
+    let Some(containerd) = Containerd::start() else {
         return;
     };
     let mut run = containerd.run(&["--rm", "--env", "GREETING=hello", "--cwd", "/tmp"], "first");
@@ -32,7 +32,7 @@ fn a_command_prints_and_its_exit_code_is_ctrs() {
 
 #[test]
 fn input_and_a_terminal_reach_the_command() {
-    let Some(containerd) = Containerd::start(&[], "") else {
+    let Some(containerd) = Containerd::start() else {
         return;
     };
     let mut run = containerd.run(&["--rm"], "reader");
@@ -59,7 +59,7 @@ fn input_and_a_terminal_reach_the_command() {
 
 #[test]
 fn a_task_lives_through_every_verb() {
-    let Some(containerd) = Containerd::start(&[], "") else {
+    let Some(containerd) = Containerd::start() else {
         return;
     };
     let mut run = containerd.run(
@@ -91,5 +91,29 @@ fn a_task_lives_through_every_verb() {
     containerd.wait_for_state("task", "STOPPED");
     let deleted = containerd.finish(&["tasks", "delete", "task"]).expect(0);
     deleted.complains_of(&["exit code 3"]);
+    containerd.finish(&["containers", "delete", "task"]).expect(0);
+}
+
+#[test]
+fn the_processes_of_a_task_are_told_and_it_can_be_paused() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    finish(containerd.run(&["--detach"], "task").args(["sleep", "600"])).expect(0);
+    containerd.wait_for_state("task", "RUNNING");
+    let processes = containerd.finish(&["tasks", "ps", "task"]).expect(0).stdout;
+    assert_eq!(processes.lines().count(), 2, "{processes}");
+    containerd.finish(&["tasks", "pause", "task"]).expect(0);
+    containerd.wait_for_state("task", "PAUSED");
+    containerd.finish(&["tasks", "resume", "task"]).expect(0);
+    containerd.wait_for_state("task", "RUNNING");
+    containerd
+        .finish(&["tasks", "kill", "--signal", "KILL", "task"])
+        .expect(0);
+    containerd.wait_for_state("task", "STOPPED");
+    containerd
+        .finish(&["tasks", "delete", "task"])
+        .expect(0)
+        .complains_of(&["exit code 137"]);
     containerd.finish(&["containers", "delete", "task"]).expect(0);
 }
