@@ -103,6 +103,10 @@ impl Init<'_> {
 
     /// Enters the cgroups and namespaces that exist, with the privileges of the caller.
     fn enter_existing(&self) -> Result<(), SetUpError> {
+        // Who is there already must not look into this process, which is a copy of the caller.
+        if !self.joined.is_empty() {
+            process::hide_memory()?;
+        }
         process::enter_cgroups(&self.cgroup_entrances)?;
         if let Some(score) = self.plan.process.oom_score_adjustment {
             process::set_oom_score_adjustment(score)?;

@@ -55,6 +55,10 @@ impl JoinedNamespaces<'_> {
             .map(JoinedNamespaces)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The pid namespace to join. A process cannot change its own, only that of the children it makes next, so this
     /// one is the business of whoever makes the container's process.
     pub(crate) fn pid(&self) -> Option<&OwnedFd> {

@@ -1,10 +1,12 @@
 //! The container's view of its own cgroups, for a mount of type `cgroup` or `cgroup2`.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::io::Errno;
 use rustix::mount::open_tree;
 
 use super::file_system::{self, Refusal};
@@ -74,7 +76,7 @@ pub(super) fn mount_cgroups(
 }
 
 /// In a cgroup namespace of the container's own, a fresh mount shows its cgroup as the root; otherwise the cgroup
-/// itself is bound, which hides the ones above it.
+/// itself is bound, which hides the ones above it. It also is where the namespace is of another user namespace.
 fn mount_member(
     member: &Member,
     options: &MountOptions,
@@ -84,15 +86,22 @@ fn mount_member(
     if !has_namespace {
         return bind_member(&member.path, options);
     }
-    match &member.hierarchy {
-        Hierarchy::Unified => new_mount(c"cgroup2", options, path),
+    let (kind, options) = match &member.hierarchy {
+        Hierarchy::Unified => (c"cgroup2", Cow::Borrowed(options)),
         Hierarchy::Version1(controllers) => {
+            let data = controllers.split(',').map(str::to_owned).collect();
             let options = MountOptions {
-                data: controllers.split(',').map(str::to_owned).collect(),
+                data,
                 ..options.clone()
             };
-            new_mount(c"cgroup", &options, path)
+            (c"cgroup", Cow::Owned(options))
         }
+    };
+    match file_system::make(kind, kind, &options, false, options.new_attributes()) {
+        Err(Refusal {
+            errno: Errno::PERM, ..
+        }) => bind_member(&member.path, &options),
+        made => made.map_err(|refusal| refused(kind, path, refusal)),
     }
 }
 

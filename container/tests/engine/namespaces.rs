@@ -23,6 +23,7 @@ crate::tests!(
     an_existing_time_namespace_is_joined,
     an_existing_mount_namespace_is_joined,
     a_joined_uts_namespace_takes_the_host_name,
+    cgroups_are_bound_where_their_namespace_is_of_other_users,
     without_a_mount_namespace_the_root_is_changed_and_unmounted_again,
     a_creation_without_a_mount_namespace_that_fails_leaves_no_mount,
     without_a_mount_namespace_nothing_can_be_hidden,
@@ -352,6 +353,21 @@ fn a_joined_uts_namespace_takes_the_host_name() {
         named.config["hostname"] = json!(null);
         assert_eq!(named.output(), "another\n");
     });
+}
+
+fn cgroups_are_bound_where_their_namespace_is_of_other_users() {
+    beside_a_sleeper(
+        "cgroup",
+        "cat /sys/fs/cgroup/pids/pids.max; id -u",
+        |_, bundle| {
+            let mut with_users = TestBundle::named("-users", &["true"]);
+            with_users.config = bundle.config.clone();
+            with_users.config["linux"]["resources"]["pids"] = json!({ "limit": 55 });
+            add_namespace(&mut with_users, json!({ "type": "user" }));
+            map_root(&mut with_users, 200_000);
+            assert_eq!(with_users.output(), "55\n0\n");
+        },
+    );
 }
 
 /// A container with the namespaces of this test.
