@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use container::{Bundle, Container, ContainerId, CreateOptions, Stdio};
 
+use super::foreground::take_our_size;
 use super::log::Log;
 use super::{GlobalOptions, OciError, descriptors};
 use crate::isolation::Isolation;
@@ -44,18 +45,18 @@ pub(super) struct Creation {
 
 impl CreateArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        self.creation.create(global, log, |_| Stdio::Inherit).map(|_| ())
+        self.creation.create(global, log, false).map(|_| ())
     }
 }
 
 impl Creation {
-    /// Creates the container; `stdio` decides on its streams, given whether it has a terminal that nobody has claimed
-    /// by a console socket.
+    /// Creates the container. With `shows_terminal` this command itself shows the terminal of one that has a terminal and
+    /// no console socket to send it to.
     pub(super) fn create(
         &self,
         global: &GlobalOptions,
         log: &Log,
-        stdio: impl FnOnce(bool) -> Stdio,
+        shows_terminal: bool,
     ) -> Result<Container, OciError> {
         let mut bundle = Bundle::load(&self.bundle)?;
         let annotation = match bundle.spec().annotations() {
@@ -67,13 +68,16 @@ impl Creation {
             Isolation::MicroVm => return Err(OciError::MicroVm),
         }
         let preserved = descriptors::preserved(self.preserve_fds);
+        let mut stdio = Stdio::Inherit;
         if let Some(process) = bundle.process_mut() {
             descriptors::tell_listeners(process);
+            if shows_terminal && process.terminal() == Some(true) && self.console_socket.is_none() {
+                take_our_size(process);
+                stdio = Stdio::Terminal;
+            }
         }
-        let process = bundle.spec().process().as_ref();
-        let has_terminal = process.and_then(|process| process.terminal()) == Some(true);
         let options = CreateOptions::new(&global.root, &self.id, &bundle)
-            .stdio(stdio(has_terminal && self.console_socket.is_none()))
+            .stdio(stdio)
             .pid_file(self.pid_file.as_deref())
             .console_socket(self.console_socket.as_deref())
             .preserved_descriptors(preserved)

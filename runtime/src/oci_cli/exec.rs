@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use container::{ContainerId, ExecOptions, Stdio};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
 
-use super::foreground::Foreground;
+use super::foreground::{Foreground, take_our_size};
 use super::log::Log;
 use super::{GlobalOptions, OciError, descriptors, load};
 
@@ -78,7 +78,7 @@ impl ExecArguments {
     /// The exit code of the process, or 0 for one that was detached.
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
         let container = load(global, &self.id)?;
-        let process = self.process(container.configured_process()?)?;
+        let mut process = self.process(container.configured_process()?)?;
         let foreground = if self.detach {
             None
         } else {
@@ -86,6 +86,7 @@ impl ExecArguments {
         };
         let attaches = !self.detach && self.console_socket.is_none();
         let stdio = if process.terminal() == Some(true) && attaches {
+            take_our_size(&mut process);
             Stdio::Terminal
         } else {
             Stdio::Inherit

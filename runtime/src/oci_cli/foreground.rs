@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use oci_spec::runtime::{BoxBuilder, Process};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -30,6 +31,17 @@ const PASSED_ON: [Signal; 8] = [
 
 /// In bytes: more typed than this waits in our terminal until the container has read.
 const TYPED_AHEAD: usize = 4 << 10;
+
+/// Gives a process whose terminal will be shown on ours the size of ours, before it can ask for it.
+pub(super) fn take_our_size(process: &mut Process) {
+    if let Some(size) = terminal::size(io::stdin()) {
+        let console = BoxBuilder::default()
+            .width(size.columns)
+            .height(size.rows)
+            .build();
+        process.set_console_size(console.ok());
+    }
+}
 
 /// Our signals, held from before the process exists: none is lost and none ends us while it runs.
 pub(super) struct Foreground {
@@ -140,7 +152,6 @@ impl Session {
             their_output_ended: false,
             _raw: RawTerminal::enter(io::stdin())?,
         };
-        session.take_our_size();
         Ok(session)
     }
 

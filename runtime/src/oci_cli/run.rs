@@ -1,6 +1,6 @@
 //! `bulkhead-oci run`
 
-use container::{Container, Stdio};
+use container::Container;
 
 use super::create::Creation;
 use super::foreground::Foreground;
@@ -31,14 +31,7 @@ impl RunArguments {
         } else {
             Some(Foreground::begin()?)
         };
-        let attaches = !self.detach;
-        let mut container = self.creation.create(global, log, |unclaimed_terminal| {
-            if unclaimed_terminal && attaches {
-                Stdio::Terminal
-            } else {
-                Stdio::Inherit
-            }
-        })?;
+        let mut container = self.creation.create(global, log, !self.detach)?;
         let ran = self.start_and_wait(&mut container, foreground);
         if ran.is_ok() && (self.detach || self.keep) {
             return ran;
