@@ -25,6 +25,8 @@ pub fn features() -> Features {
     id_map.set_enabled(Some(true));
     let mut mount_extensions = MountExtensions::default();
     mount_extensions.set_idmap(Some(id_map));
+    let mut net_devices = NetDevices::default();
+    net_devices.set_enabled(Some(true));
     let mut linux = LinuxFeature::default();
     linux
         .set_namespaces(Some(namespaces()))
@@ -40,7 +42,7 @@ pub fn features() -> Features {
         .set_selinux(Some(without_selinux()))
         .set_intel_rdt(Some(without_intel_rdt()))
         .set_memory_policy(Some(memory_policy()))
-        .set_net_devices(Some(without_net_devices()))
+        .set_net_devices(Some(net_devices))
         .set_mount_extensions(Some(mount_extensions));
     let mut features = Features::default();
     features
@@ -128,7 +130,6 @@ without!(
     without_apparmor: Apparmor,
     without_selinux: Selinux,
     without_intel_rdt: IntelRdt,
-    without_net_devices: NetDevices,
 );
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
             "root": { "path": "rootfs" },
             "mounts": [{ "destination": "/x", "type": "tmpfs", "options": [] }],
             "hooks": {},
-            "linux": { "namespaces": [{ "type": "mount" }] }
+            "linux": { "namespaces": [{ "type": "mount" }, { "type": "network" }] }
         });
         let (parent, member) = pointer.rsplit_once('/').unwrap();
         configuration.pointer_mut(parent).unwrap()[member] = value;

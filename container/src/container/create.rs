@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
@@ -17,6 +18,7 @@ use crate::init::{Init, JoinedNamespaces};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
+use crate::network::move_devices;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
 use crate::process::channel::{CallerChannel, Report, channel};
 use crate::procfs;
@@ -138,10 +140,18 @@ impl Creation<'_> {
         self.cgroup.make(hierarchies)?;
         self.has_cgroup = true;
         self.cgroup.limit(&self.plan.cgroup)?;
+        let network = joined
+            .network()
+            .map(|network| rustix::io::fcntl_dupfd_cloexec(network, 3));
         let (pid, channel) = self.fork(sources, joined)?;
         if self.plan.namespaces.creates(Namespace::User) {
             map_users(pid, &self.plan.namespaces)?;
             channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
+        }
+        if !self.plan.net_devices.is_empty() {
+            let network = network.unwrap_or_else(|| network_of(pid));
+            let network = network.map_err(CreateError::step("open the container's network namespace"))?;
+            move_devices(&self.plan.net_devices, network.as_fd())?;
         }
         self.state.pid = Some(pid);
         let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
@@ -399,6 +409,12 @@ pub(super) fn check_threads() -> Result<(), CreateError> {
         1 => Ok(()),
         threads => Err(CreateError::ManyThreads { threads }),
     }
+}
+
+/// The network namespace that the process was made in.
+fn network_of(pid: i32) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty())
 }
 
 /// Writes the user namespace's maps, which the process inside waits for.

@@ -9,6 +9,7 @@ use super::{InitFailure, PidFileError, SeccompAgentError};
 use crate::cgroup::CgroupError;
 use crate::hook::HookError;
 use crate::init::NamespaceError;
+use crate::network::NetDeviceError;
 use crate::plan::SpecError;
 use crate::process::CommandFailure;
 use crate::state::StateError;
@@ -40,6 +41,9 @@ pub enum CreateError {
     /// A namespace to join cannot be.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// A network device cannot be given to the container.
+    #[error(transparent)]
+    NetDevice(#[from] NetDeviceError),
     /// A step outside the container's process failed.
     #[error("cannot {doing}")]
     Step {

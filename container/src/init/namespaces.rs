@@ -65,6 +65,11 @@ impl JoinedNamespaces<'_> {
         self.of_kind(Namespace::Pid).map(|(_, fd)| fd)
     }
 
+    /// The network namespace to join.
+    pub(crate) fn network(&self) -> Option<&OwnedFd> {
+        self.of_kind(Namespace::Network).map(|(_, fd)| fd)
+    }
+
     fn of_kind(&self, kind: Namespace) -> Option<&(&JoinedNamespace, OwnedFd)> {
         self.0.iter().find(|(joined, _)| joined.kind == kind)
     }

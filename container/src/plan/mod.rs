@@ -11,6 +11,7 @@ mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod number_list;
 mod process;
 mod rlimits;
@@ -29,6 +30,7 @@ use mount_options::propagation_flag;
 pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions, mount_option_words};
 pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map};
+pub(crate) use net_devices::NetDevice;
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;
 pub(crate) use scheduling::SchedulingPlan;
@@ -58,6 +60,7 @@ pub(crate) struct Plan {
     pub(crate) execution: ExecutionPlan,
     pub(crate) cgroup: CgroupPlan,
     pub(crate) hooks: HookPlan,
+    pub(crate) net_devices: Vec<NetDevice>,
     /// What is honoured and should still be changed.
     pub(crate) warnings: Vec<String>,
 }
@@ -127,6 +130,7 @@ impl Plan {
             seccomp: linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?,
             cgroup: CgroupPlan::new(linux, id)?,
             hooks: HookPlan::new(spec)?,
+            net_devices: net_devices::plan(linux, &namespaces)?,
             warnings,
             namespaces,
             mounts,

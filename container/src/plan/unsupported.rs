@@ -60,11 +60,4 @@ fn refuse_labels(spec: &Spec) -> Result<(), SpecError> {
 
 fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {
     present(linux.intel_rdt().is_some(), "linux.intelRdt");
-    present(
-        linux
-            .net_devices()
-            .as_ref()
-            .is_some_and(|devices| !devices.is_empty()),
-        "linux.netDevices",
-    );
 }

@@ -18,6 +18,7 @@ mod hooks;
 mod life;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod paths;
 mod pause;
 mod privileges;
@@ -55,6 +56,7 @@ fn all_tests() -> Vec<Test> {
         life::TESTS,
         mounts::TESTS,
         namespaces::TESTS,
+        net_devices::TESTS,
         paths::TESTS,
         pause::TESTS,
         privileges::TESTS,
