@@ -84,6 +84,7 @@ impl Joining<'_> {
             // channel alive beyond the caller's death.
             unsafe { rustix::io::close(descriptor) };
         }
+        process::close_with_the_execution_all_but(&self.preserved)?;
         signal_disposition::reset_for_exec();
         process::enter_cgroups(&self.cgroup_entrances)?;
         if let Some(cpus) = &self.process.scheduling.final_affinity {

@@ -120,6 +120,7 @@ impl Init<'_> {
             // end of the channel alive beyond the caller's death.
             unsafe { rustix::io::close(descriptor) };
         }
+        process::close_with_the_execution_all_but(&self.preserved)?;
         signal_disposition::reset_for_exec();
         let plan = self.plan;
         if !plan.namespaces.needs_process_between() {

@@ -129,6 +129,13 @@ pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
     Ok(())
 }
 
+/// Has all descriptors but those of `preserved` and the standard streams close with the execution. The container's filter
+/// may be in force before that and forbid closing them.
+pub(crate) fn close_with_the_execution_all_but(preserved: &[RawFd]) -> Result<(), SetUpError> {
+    crate::kernel::close_range::close_on_exec_all_but_stdio_and(&mut preserved.to_vec())
+        .map_err(SetUpError::step("keep the caller's descriptors from the program"))
+}
+
 /// The numbers of the descriptors that the program keeps, and `own`.
 pub(crate) fn preserved_and(preserved: &[RawFd], own: RawFd) -> Vec<RawFd> {
     [preserved, &[own]].concat()

@@ -81,8 +81,16 @@ fn an_argument_decides() {
 }
 
 fn a_program_runs_that_may_not_be_looked_for() {
-    let calls = ["faccessat2", "faccessat", "access", "stat", "newfstatat", "statx"];
-    for names in [&calls[..1], &calls[..]] {
+    let calls = [
+        "faccessat2",
+        "close_range",
+        "faccessat",
+        "access",
+        "stat",
+        "newfstatat",
+        "statx",
+    ];
+    for names in [&calls[..2], &calls[..]] {
         let mut bundle = TestBundle::command(&["/bin/echo", "runs"]);
         bundle.config["linux"]["seccomp"] = allowing(json!([{ "names": names, "action": "SCMP_ACT_ERRNO" }]));
         for outcome in run_in_both_ways(&mut bundle) {
