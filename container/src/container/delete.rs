@@ -17,6 +17,10 @@ use crate::state::{OciState, StateError, Status};
 /// How long a killed process may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a program that runs is given to end by itself: callers delete a container once they have seen its last sign
+/// of life, which comes before its end.
+const LAST_MOMENTS: Duration = Duration::from_millis(100);
+
 /// Why a container could not be deleted. It can be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -71,6 +75,7 @@ impl Container {
         self.record = record.unwrap_or_else(|| self.record.clone());
         match self.status()? {
             Status::Stopped | Status::Creating => {}
+            Status::Running if !force && self.ends_by_itself()? => {}
             status if !force => {
                 return Err(DeleteError::NotStopped {
                     id: self.id.to_string(),
@@ -105,6 +110,21 @@ impl Container {
         let failures = hook::run_each(&self.record.poststop_hooks, &state);
         self.warnings
             .extend(failures.iter().map(|failure| messages(failure).join(": ")));
+    }
+
+    fn ends_by_itself(&self) -> Result<bool, DeleteError> {
+        let failed = |source: io::Error| DeleteError::Kill {
+            id: self.id.to_string(),
+            source,
+        };
+        match self.pidfd().map_err(failed)? {
+            Some(pidfd) => match wait_for_end(pidfd.as_fd(), LAST_MOMENTS) {
+                Ok(()) => Ok(true),
+                Err(Errno::TIMEDOUT) => Ok(false),
+                Err(errno) => Err(failed(errno.into())),
+            },
+            None => Ok(true),
+        }
     }
 
     fn kill_and_wait(&self) -> Result<(), DeleteError> {

@@ -14,6 +14,7 @@ crate::tests!(
     each_stage_of_a_life_is_told,
     a_stage_that_does_not_follow_is_refused,
     kill_ends_a_program_that_ignores_term,
+    what_is_about_to_end_can_be_deleted,
     force_deletes_what_is_created_or_running_with_all_its_children,
     deleting_twice_is_deleting_once,
     an_id_in_use_is_refused_and_its_container_lives_on,
@@ -121,6 +122,14 @@ fn kill_ends_a_program_that_ignores_term() {
     container.kill(Signal::TERM).unwrap();
     container.kill("KILL".parse().unwrap()).unwrap();
     assert_eq!(wait(&container), 137);
+    container.delete(false).unwrap();
+}
+
+fn what_is_about_to_end_can_be_deleted() {
+    let bundle = TestBundle::shell("sleep 60");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    container.kill(Signal::KILL).unwrap();
     container.delete(false).unwrap();
 }
 
