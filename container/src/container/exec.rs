@@ -8,6 +8,7 @@ use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::thread::CpuSet;
 
 use super::affinity_of_children::AffinityOfChildren;
 use super::console::send_terminal;
@@ -45,6 +46,7 @@ pub struct Executed {
     pidfd: OwnedFd,
     terminal: Option<OwnedFd>,
     warnings: Vec<String>,
+    initial_affinity: Option<String>,
 }
 
 /// Why a process could not be run in a container. None is left.
@@ -156,7 +158,26 @@ impl<'a> ExecOptions<'a> {
     }
 }
 
+/// A set of CPUs as a hexadecimal mask.
+fn mask(cpus: &CpuSet) -> String {
+    let nibble = |first: usize| {
+        let bits = (0..4).filter(|bit| cpus.is_set(first + bit));
+        bits.fold(0, |nibble, bit| nibble | 1 << bit)
+    };
+    let digits: String = (0..CpuSet::MAX_CPU)
+        .step_by(4)
+        .rev()
+        .filter_map(|first| char::from_digit(nibble(first), 16))
+        .collect();
+    format!("0x{}", digits.trim_start_matches('0'))
+}
+
 impl Executed {
+    /// Where `process.execCPUAffinity.initial` let it begin, as a hexadecimal mask of CPUs.
+    pub fn initial_affinity(&self) -> Option<&str> {
+        self.initial_affinity.as_deref()
+    }
+
     /// Its number, by the caller's count.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -287,6 +308,7 @@ impl Container {
             pidfd,
             terminal: None,
             warnings: Vec::new(),
+            initial_affinity: process.scheduling.initial_affinity.as_ref().map(mask),
         };
         let ran = match pid_namespace.map_or(Ok(()), PidNamespaceOfChildren::restore) {
             Ok(()) => executed.see_it_run(
@@ -403,5 +425,19 @@ fn wait_for(pidfd: &OwnedFd) -> Result<Option<WaitIdStatus>, Errno> {
             Err(Errno::INTR) => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_has_a_bit_for_each_cpu() {
+        let mut cpus = CpuSet::new();
+        for cpu in [0, 1, 65] {
+            cpus.set(cpu);
+        }
+        assert_eq!(mask(&cpus), "0x20000000000000003");
     }
 }

@@ -101,6 +101,9 @@ impl ExecArguments {
             log.warning(warning);
         }
         log.debug(|| format!("process {} runs in container {}", executed.pid(), self.id));
+        if let Some(cpus) = executed.initial_affinity() {
+            log.debug(|| format!("process {} began with CPU affinity: {cpus}", executed.pid()));
+        }
         let terminal = executed.take_terminal();
         match foreground {
             Some(foreground) => foreground.wait(executed.pidfd(), terminal),
