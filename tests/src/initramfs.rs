@@ -2,11 +2,23 @@
 
 use std::path::Path;
 
-/// An uncompressed cpio archive in the "newc" form (the kernel's Documentation/driver-api/early-userspace/
-/// buffer-format.rst) whose only file is `/init`.
+/// What an entry is, besides its content: a program.
+pub const PROGRAM: u32 = 0o100_755;
+/// A folder, which has no content.
+pub const FOLDER: u32 = 0o040_755;
+
+/// An archive whose only file is `/init`.
 pub fn with_init(init: &[u8], archive: &Path) {
+    with_entries(&[("init", PROGRAM, init)], archive);
+}
+
+/// An uncompressed cpio archive in the "newc" form (the kernel's Documentation/driver-api/early-userspace/
+/// buffer-format.rst) of these names, modes and contents; folders come before what is in them.
+pub fn with_entries(entries: &[(&str, u32, &[u8])], archive: &Path) {
     let mut bytes = Vec::new();
-    entry(&mut bytes, "init", 0o100_755, init);
+    for (name, mode, content) in entries {
+        entry(&mut bytes, name, *mode, content);
+    }
     entry(&mut bytes, "TRAILER!!!", 0, &[]);
     std::fs::write(archive, bytes).expect("the archive");
 }

@@ -237,11 +237,13 @@ fn config(arguments: &[&str]) -> Value {
     })
 }
 
-/// Waits for something that takes a moment.
+/// Waits for something that takes a moment, looking less and less often.
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let mut pause = std::time::Duration::from_millis(1);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "waited too long");
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(pause);
+        pause = pause.mul_f32(1.5).min(std::time::Duration::from_millis(100));
     }
 }
