@@ -282,17 +282,20 @@ pub struct OciRuntime {
 }
 
 impl OciRuntime {
-    /// The runtime of this run of the tests, behind the shared-kernel wall.
-    pub fn under_test() -> OciRuntime {
-        match std::env::var_os("BULKHEAD_OCI_UNDER_TEST") {
-            Some(program) => OciRuntime {
+    /// The runtime of this run of the tests, behind the shared-kernel wall. Ours is copied to where it can be seen
+    /// wherever the checkout is.
+    pub fn under_test(namespace: &ClientNamespace) -> OciRuntime {
+        if let Some(program) = std::env::var_os("BULKHEAD_OCI_UNDER_TEST") {
+            return OciRuntime {
                 program: program.into(),
                 options: Vec::new(),
-            },
-            None => OciRuntime {
-                program: crate::binary("bulkhead-oci"),
-                options: vec!["--isolation=shared-kernel"],
-            },
+            };
+        }
+        let program = namespace.directory().join("bulkhead-oci");
+        fs::copy(crate::binary("bulkhead-oci"), &program).expect("the binary; `make build` makes it");
+        OciRuntime {
+            program,
+            options: vec!["--isolation=shared-kernel"],
         }
     }
 

@@ -84,7 +84,7 @@ impl Containerd {
             "/usr/lib/cni/bridge",
         ];
         let namespace = ClientNamespace::for_clients(&programs)?;
-        let runtime = OciRuntime::under_test().wrapper(&namespace);
+        let runtime = OciRuntime::under_test(&namespace).wrapper(&namespace);
         let directory = namespace.directory().display().to_string();
         let fill = |text: &str| {
             text.replace("@DIRECTORY@", &directory)

@@ -38,8 +38,8 @@ impl Podman {
         let namespace = ClientNamespace::for_clients(&programs)?;
         namespace.file("containers.conf", CONFIGURATION);
         let podman = Podman {
+            runtime: OciRuntime::under_test(&namespace),
             namespace,
-            runtime: OciRuntime::under_test(),
         };
         let archive = podman.namespace.directory().join("busybox.tar");
         crate::busybox_layout(IMAGE)
