@@ -69,7 +69,7 @@ pub use id::{ContainerId, InvalidContainerId};
 pub use init::NamespaceError;
 pub use kernel::{bring_loopback_up, set_read_only};
 pub use network::NetDeviceError;
-pub use own_program::{ProgramError, keep_own_program_out_of_reach};
+pub use own_program::{ProgramError, keep_own_program_out_of_reach, own_program_path};
 pub use plan::SpecError;
 pub use process::CommandFailure;
 pub use signal::{Signal, UnknownSignal};

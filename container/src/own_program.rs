@@ -9,7 +9,8 @@
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
 use rustix::io::Errno;
@@ -44,6 +45,7 @@ pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
     let file_system =
         rustix::fs::fstatvfs(&program).map_err(failed("look at the mount of /proc/self/exe"))?;
     if file_system.f_flag.contains(StatVfsMountFlags::RDONLY) || is_sealed_copy() {
+        take_name_back();
         return Ok(());
     }
     let unreachable = match read_only_mount(&program) {
@@ -52,6 +54,19 @@ pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
         Err(_) => sealed_copy().map_err(failed("copy it"))?,
     };
     Err(failed("execute it again")(execute(&unreachable)))
+}
+
+/// A program executed by descriptor is named after its number, which says nothing to those who list processes.
+fn take_name_back() {
+    let path = own_program_path().ok();
+    let name = path
+        .as_deref()
+        .and_then(Path::file_name)
+        .and_then(|name| CString::new(name.as_bytes()).ok());
+    if let Some(name) = name {
+        // A name is for people; the kernel cuts it to 15 bytes and refuses none.
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 fn read_only_mount(program: &OwnedFd) -> Result<OwnedFd, Errno> {
@@ -84,9 +99,25 @@ fn is_sealed_copy() -> bool {
         .is_some_and(|seals| seals.contains(NO_MORE_CHANGES))
 }
 
+/// Where this program's file is, also after it was executed again and the kernel has no path for it any more.
+///
+/// # Errors
+/// When `/proc` does not tell.
+pub fn own_program_path() -> io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let is_nowhere = path.file_name().is_none() || path.starts_with("/memfd:bulkhead (deleted)");
+    match std::env::args_os().next() {
+        // `execute` has put it there.
+        Some(name) if is_nowhere => Ok(name.into()),
+        _ => Ok(path),
+    }
+}
+
 /// Returns only on failure.
 fn execute(program: &OwnedFd) -> Errno {
-    let arguments: Result<Vec<CString>, _> = std::env::args_os().map(c_string).collect();
+    let path = std::env::current_exe().map(PathBuf::into_os_string);
+    let others = std::env::args_os().skip(1);
+    let arguments: Result<Vec<CString>, _> = path.into_iter().chain(others).map(c_string).collect();
     let variables: Result<Vec<CString>, _> = std::env::vars_os()
         .map(|(mut variable, value)| {
             variable.push("=");

@@ -131,7 +131,7 @@ impl Configuration {
     pub fn load(path: Option<&Path>, folders: &Folders) -> Result<Self, ConfigurationError> {
         let path = path.or_else(|| Some(Path::new(DEFAULT_FILE)).filter(|path| path.exists()));
         let file = path.map(read).transpose()?.unwrap_or_default();
-        let own = std::env::current_exe().map_err(ConfigurationError::OwnPath)?;
+        let own = container::own_program_path().map_err(ConfigurationError::OwnPath)?;
         let binaries = own.parent().unwrap_or(Path::new("/"));
         let share = binaries.parent().unwrap_or(Path::new("/")).join("share/bulkhead");
         let absolute = |folder: Option<&PathBuf>| {

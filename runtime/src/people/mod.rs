@@ -50,8 +50,18 @@ enum Command {
     Rm(rm::Arguments),
 }
 
+/// The commands that may put a process into a container on this kernel.
+const ENTERING: [&str; 2] = ["compare", "run"];
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    // Before anything else, since it does it all again.
+    if std::env::args_os().any(|word| ENTERING.iter().any(|command| word == *command))
+        && let Err(error) = container::keep_own_program_out_of_reach()
+    {
+        eprintln!("bulkhead: {:#}", anyhow::Error::from(error));
+        return ExitCode::from(OWN_FAILURE);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refusal) => {

@@ -157,7 +157,7 @@ fn introduced(
 
 /// This very binary, with the folders in force.
 fn ourselves(configuration: &Configuration) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("finding our own binary")?);
+    let mut command = Command::new(container::own_program_path().context("finding our own binary")?);
     if let Some(file) = &configuration.file {
         command.arg("--config").arg(file);
     }
