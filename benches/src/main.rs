@@ -3,13 +3,19 @@
 
 mod boot;
 mod cgroup_mounts;
+mod chart;
+mod density;
+mod machine;
 mod oci;
+mod qemu;
 mod rounds;
 mod run;
 
 use std::path::PathBuf;
 
 use clap::Parser;
+
+use crate::machine::Parts;
 
 /// Measures the binaries of `make build`.
 #[derive(Debug, Parser)]
@@ -29,17 +35,42 @@ struct Cli {
     /// Rounds of each measurement that boots a machine
     #[arg(long, default_value_t = 5)]
     boots: usize,
+    /// Only many clones, at once, one after the other and idle, and QEMU's microvm (takes minutes)
+    #[arg(long)]
+    density: bool,
+    /// Clones that start at once
+    #[arg(long, default_value_t = 50, requires = "density")]
+    at_once: usize,
+    /// Clones that idle together
+    #[arg(long, default_value_t = 500, requires = "density")]
+    idle: usize,
+    /// Draw what the idle clones take into this file, as SVG
+    #[arg(long, value_name = "FILE", requires = "density")]
+    svg: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
     let mut cli = Cli::parse();
-    cgroup_mounts::show_version_1_alone()?;
     cli.bin = std::path::absolute(&cli.bin)?;
     cli.share = std::path::absolute(&cli.share)?;
+    let parts = Parts {
+        bin: &cli.bin,
+        share: &cli.share,
+    };
+    if cli.density {
+        let options = density::Options {
+            at_once: cli.at_once,
+            idle: cli.idle,
+            svg: cli.svg,
+        };
+        density::measure(parts, &options)?;
+        return qemu::measure(parts, cli.boots);
+    }
+    cgroup_mounts::show_version_1_alone()?;
     oci::measure(&cli.bin, cli.rounds)?;
     if cli.oci {
         return Ok(());
     }
-    boot::measure(&cli.bin, &cli.share, cli.boots, cli.rounds)?;
+    boot::measure(parts, cli.boots, cli.rounds)?;
     run::measure(&cli.bin, cli.rounds, cli.boots)
 }
