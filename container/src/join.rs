@@ -73,7 +73,10 @@ impl Joining<'_> {
             return SETUP_FAILED;
         }
         // On success the channel closes with the execution, and that is what the caller waits for.
-        let (code, report) = ready.become_program(self.channel.as_fd());
+        let (code, report) = match ready.load_filter(self.channel.as_fd()) {
+            Ok(()) => ready.become_program(),
+            Err(error) => (SETUP_FAILED, error.report()),
+        };
         self.channel.report(&report, None);
         code
     }
@@ -111,8 +114,7 @@ impl Joining<'_> {
             (None, Some(files)) => Streams::Files(files),
             (None, None) => Streams::Inherited,
         };
-        let working_directory =
-            process::open_working_directory_that_exists(&root, &self.process.working_directory)?;
+        let working_directory = process::open_working_directory(&root, &self.process.working_directory)?;
         process::execute_under(self.execution)?;
         process::take_on(
             self.process,

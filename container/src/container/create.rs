@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, WaitIdStatus, set_dumpable_behavior, waitid};
 
 use super::between::fork_by_process_between;
 use super::console::send_terminal;
@@ -20,7 +20,7 @@ use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::network::move_devices;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
-use crate::process::channel::{CallerChannel, Report, channel};
+use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::procfs;
 use crate::rootfs::Sources;
 use crate::state::{OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status};
@@ -182,6 +182,12 @@ impl Creation<'_> {
         let start = self.directory.listen_for_start()?;
         let (caller_channel, init_channel) =
             channel().map_err(CreateError::step("make a socket to the container's process"))?;
+        // A hook may take as long as its own timeout lets it.
+        if self.plan.hooks.create_container.is_empty() {
+            caller_channel
+                .be_patient_for(PATIENCE)
+                .map_err(CreateError::step("bound the wait for the container's process"))?;
+        }
         let stdio = match std::mem::replace(&mut self.options.stdio, Stdio::Inherit) {
             Stdio::Files {
                 stdin,
@@ -216,6 +222,12 @@ impl Creation<'_> {
             };
             self.child = Some(pidfd);
             return Ok((pid, caller_channel));
+        }
+        if init.joined.pid().is_some() {
+            // The container's process inherits it: it is a copy of this one in the sight of who is there already.
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(CreateError::step(
+                "hide this process's memory from a joined pid namespace",
+            ))?;
         }
         let pid_namespace = init
             .joined

@@ -14,6 +14,8 @@ use crate::kernel::pidfd::{send_signal, wait_for_end};
 use crate::process::messages;
 use crate::state::{OciState, StateError, Status};
 
+/// How long somebody else may work on a container before what they wait for is killed.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,15 @@ impl Container {
 
     fn remove(&mut self, force: bool) -> Result<(), DeleteError> {
         // Whoever held the lock has finished or died: what is still being created now will never be.
-        let _lock = self.directory.lock()?;
+        let _lock = match self.directory.lock_within(IMPATIENCE) {
+            Err(StateError::Busy { .. }) => {
+                if force {
+                    self.end_what_is_waited_for()?;
+                }
+                self.directory.lock()?
+            }
+            lock => lock?,
+        };
         let record = self.directory.read()?;
         self.record = record.unwrap_or_else(|| self.record.clone());
         match self.status()? {
@@ -95,6 +105,16 @@ impl Container {
             })?;
         }
         Ok(self.directory.remove()?)
+    }
+
+    /// Kills the container's processes without the lock: its holder may be waiting for one of them, and lets go when it
+    /// has ended.
+    fn end_what_is_waited_for(&self) -> Result<(), DeleteError> {
+        let record = self.directory.read()?.unwrap_or_default();
+        match &record.cgroup {
+            Some(cgroup) => Ok(cgroup.kill()?),
+            None => Ok(()),
+        }
     }
 
     /// The container is gone by now; a hook that fails is worth a warning (runtime specification, "Lifecycle").

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, WaitIdStatus, set_dumpable_behavior, waitid};
 use rustix::thread::CpuSet;
 
 use super::affinity_of_children::AffinityOfChildren;
@@ -22,7 +22,7 @@ use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pidfd::send_signal;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan, SpecError};
 use crate::process::CommandFailure;
-use crate::process::channel::{CallerChannel, Report, channel};
+use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::seccomp::{AgentPlan, SeccompPlan};
 use crate::state::{OciState, StateError, Status};
 
@@ -255,8 +255,12 @@ impl Container {
             let root = self.open_root(container.as_fd());
             Some(root.map_err(ExecError::step("open the container's root"))?)
         };
-        let (caller_channel, init_channel) =
-            channel().map_err(ExecError::step("make a socket to the process"))?;
+        let failed = || ExecError::step("make a socket to the process");
+        let (caller_channel, init_channel) = channel().map_err(failed())?;
+        caller_channel.be_patient_for(PATIENCE).map_err(failed())?;
+        // The new process inherits it: it is a copy of this one in the sight of the container.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(ExecError::step("hide this process's memory from the container"))?;
         let pid_namespace = if namespaces.isolates(Namespace::Pid) {
             Some(PidNamespaceOfChildren::set_to_that_of(container.as_fd())?)
         } else {

@@ -176,10 +176,12 @@ impl Init<'_> {
             (None, None) => Streams::Inherited,
         };
         process::write_sysctl(&plan.sysctl)?;
-        let working_directory = process::open_working_directory(&root, &plan.process.working_directory)?;
+        process::make_working_directory(&root, &plan.process.working_directory)?;
         unsealed.seal()?;
         rootfs::protect(&root, &plan.read_only_paths)?;
         rootfs::mask(&root, &plan.masked_paths)?;
+        // Not before: held open, a folder of `/proc/sys` would be the one beneath what protects it.
+        let working_directory = process::open_working_directory(&root, &plan.process.working_directory)?;
         if has_mount_namespace {
             rootfs::pivot(root, &plan.root)?;
         } else {

@@ -8,7 +8,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 use super::Init;
 use crate::hook::{self, DefaultEnvironment};
 use crate::process::channel::Report;
-use crate::process::{self, Ready, SETUP_FAILED, SetUpError, close_everything_but};
+use crate::process::{self, Ready, SETUP_FAILED, close_everything_but};
 use crate::state::Status;
 
 impl Init<'_> {
@@ -35,11 +35,19 @@ impl Init<'_> {
 
     /// On success the starter's socket closes with the execution, and that is what it waits for.
     fn become_program(&self, ready: &Ready<'_>, starter: BorrowedFd<'_>) -> (i32, Report) {
-        let hooks = &self.plan.hooks.start_container;
-        let state = self.state_for_hooks(Status::Created);
-        match hook::run_all(hooks, &state, DefaultEnvironment::These(&ready.environment)) {
-            Ok(()) => ready.become_program(starter),
-            Err(error) => (SETUP_FAILED, SetUpError::from(error).report()),
+        // The hooks' programs are the image's, so they are filtered like any other.
+        let prepared = ready.load_filter(starter).and_then(|()| {
+            let state = self.state_for_hooks(Status::Created);
+            let environment = DefaultEnvironment::These(&ready.environment);
+            Ok(hook::run_all(
+                &self.plan.hooks.start_container,
+                &state,
+                environment,
+            )?)
+        });
+        match prepared {
+            Ok(()) => ready.become_program(),
+            Err(error) => (SETUP_FAILED, error.report()),
         }
     }
 }

@@ -4,7 +4,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
+};
 
 /// `struct nlmsghdr` and `struct rtattr` of `<linux/netlink.h>` and `<linux/rtnetlink.h>`: what stands before a message
 /// and an attribute, and what both are padded to.
@@ -36,6 +39,8 @@ impl Netlink {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        // Only the kernel answers one that is connected to it: others in the namespace cannot.
+        connect(&socket, &SocketAddrNetlink::new(0, 0))?;
         Ok(Netlink { socket, sequence: 0 })
     }
 

@@ -2,8 +2,10 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -13,6 +15,9 @@ use super::CommandFailure;
 
 /// Enough for any chain of messages with paths in them; what is longer is cut.
 const PACKET_LIMIT: usize = 32 << 10;
+
+/// How long a process may take from one word to the next, on however slow a machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How the set-up went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +95,12 @@ impl AsFd for CallerChannel {
 }
 
 impl CallerChannel {
+    /// Gives up on a process that says nothing for `patience`: whoever shares its user or its namespaces can stop it, and
+    /// what it opens may be a file system that does not answer.
+    pub(crate) fn be_patient_for(&self, patience: Duration) -> Result<(), Errno> {
+        set_socket_timeout(&self.0, Timeout::Recv, Some(patience))
+    }
+
     /// Lets the container's process go on.
     pub(crate) fn let_go_on(&self) -> Result<(), Errno> {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
@@ -108,6 +119,7 @@ impl CallerChannel {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT),
                 result => break result?,
             }
         };
@@ -238,6 +250,13 @@ mod tests {
         drop(caller);
         assert!(!init.report(&Report::Ready { warnings: Vec::new() }, None));
         assert_eq!(init.wait_for_caller(), Err(Errno::PIPE));
+    }
+
+    #[test]
+    fn one_who_says_nothing_is_given_up() {
+        let (caller, _init) = channel().unwrap();
+        caller.be_patient_for(Duration::from_millis(20)).unwrap();
+        assert_eq!(caller.receive().unwrap_err(), Errno::TIMEDOUT);
     }
 
     #[test]

@@ -29,31 +29,30 @@ pub(crate) fn become_root_of_user_namespace() -> Result<(), SetUpError> {
         set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
         set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
     };
-    root().map_err(SetUpError::step("become root of the user namespace"))
+    root().map_err(SetUpError::step("become root of the user namespace"))?;
+    // A change of user takes it back where fs.suid_dumpable says so.
+    hide_memory()
 }
 
-/// Opens the working folder inside the root and makes it where it is missing. Holding it open, rather than going there
-/// by its path later, is what keeps the process inside: a path such as `/proc/self/fd/7` can lead out through a
-/// descriptor of the host (CVE-2024-21626), so magic links are not followed.
-pub(crate) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Result<OwnedFd, SetUpError> {
-    match root.open(path, OFlags::PATH | OFlags::DIRECTORY) {
-        Ok(folder) => Ok(folder),
-        Err(Errno::NOENT) => root.make_folder(path).map_err(|errno| {
+/// Makes the working folder where it is missing.
+pub(crate) fn make_working_directory(root: &ContainerRoot, path: &Path) -> Result<(), SetUpError> {
+    match root.make_folder(path) {
+        Ok(_) => Ok(()),
+        Err(errno @ (Errno::NOTDIR | Errno::LOOP)) => Err(cannot_open_working_directory(path, errno)),
+        Err(errno) => {
             let problem = format!(
                 "does not exist and cannot be made: {}",
                 std::io::Error::from(errno)
             );
-            no_working_directory(path, &problem)
-        }),
-        Err(errno) => Err(cannot_open_working_directory(path, errno)),
+            Err(no_working_directory(path, &problem))
+        }
     }
 }
 
-/// The same in a container that runs: whose folder it would be to make is not for us to say.
-pub(crate) fn open_working_directory_that_exists(
-    root: &ContainerRoot,
-    path: &Path,
-) -> Result<OwnedFd, SetUpError> {
+/// Opens the working folder inside the root. Holding it open, rather than going there by its path later, is what keeps
+/// the process inside: a path such as `/proc/self/fd/7` can lead out through a descriptor of the host (CVE-2024-21626),
+/// so magic links are not followed.
+pub(crate) fn open_working_directory(root: &ContainerRoot, path: &Path) -> Result<OwnedFd, SetUpError> {
     root.open(path, OFlags::PATH | OFlags::DIRECTORY)
         .map_err(|errno| cannot_open_working_directory(path, errno))
 }
@@ -121,7 +120,9 @@ fn change_user(user: &UserPlan) -> Result<(), SetUpError> {
     set_thread_res_uid(user.uid, user.uid, user.uid).map_err(SetUpError::field(
         "process.user.uid",
         format!("become {}", user.uid.as_raw()),
-    ))
+    ))?;
+    // A change of user takes it back where fs.suid_dumpable says so.
+    hide_memory()
 }
 
 fn drop_from_bounding_set(held: u64, wanted: u64) -> Result<(), SetUpError> {

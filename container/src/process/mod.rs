@@ -22,7 +22,7 @@ use rustix::process::umask;
 pub use command::CommandFailure;
 pub(crate) use execution::execute_under;
 pub(crate) use identity::{
-    become_root_of_user_namespace, hide_memory, open_working_directory, open_working_directory_that_exists,
+    become_root_of_user_namespace, hide_memory, make_working_directory, open_working_directory,
 };
 pub(crate) use limits::{set_oom_score_adjustment, write_sysctl};
 pub(crate) use ready::{Ready, close_everything_but};

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::channel::Report;
 use super::command::{CommandError, CommandFailure};
-use super::{SETUP_FAILED, filter};
+use super::{SetUpError, filter};
 use crate::kernel::close_range;
 use crate::kernel::execve::{StringArray, execve};
 use crate::seccomp::SeccompPlan;
@@ -33,16 +33,18 @@ impl Ready<'_> {
         }
     }
 
+    /// Loads the filter that had to wait until now. `caller` is the socket to whoever waits for the program.
+    pub(crate) fn load_filter(&self, caller: BorrowedFd<'_>) -> Result<(), SetUpError> {
+        match self.filter {
+            Some(filter) => filter::load(filter, caller),
+            None => Ok(()),
+        }
+    }
+
     /// Executes the program. Returns only if the kernel refuses, with the exit code and what to tell.
-    /// `caller` is the socket to whoever waits for it.
-    pub(crate) fn become_program(&self, caller: BorrowedFd<'_>) -> (i32, Report) {
+    pub(crate) fn become_program(&self) -> (i32, Report) {
         let arguments = StringArray::new(self.arguments.iter().map(CString::as_c_str));
         let environment = StringArray::new(self.environment.iter().map(CString::as_c_str));
-        if let Some(filter) = self.filter
-            && let Err(error) = filter::load(filter, caller)
-        {
-            return (SETUP_FAILED, error.report());
-        }
         let errno = execve(&self.path, &arguments, &environment);
         let failure = CommandFailure::of(errno);
         let error = CommandError::execute(&self.path, errno);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mounting::move_onto;
-use super::sources::clone_flags;
+use super::sources::{clone_flags, keep_as_it_is};
 use super::{ContainerRoot, RootfsError};
 use crate::plan::DeviceNode;
 use crate::procfs::is_procfs;
@@ -36,7 +36,8 @@ pub(crate) fn make_device_folder(
 ) -> Result<(), RootfsError> {
     let folder = Path::new("/dev");
     let failed = |errno| RootfsError::path("open or make the folder", folder, errno);
-    let dev = root.make_folder(folder).map_err(failed)?;
+    // What is made and removed here is so with the caller's rights, so it has to be the container's own folder.
+    let dev = root.make_folder_without_links(folder).map_err(failed)?;
     for node in nodes {
         let failed = |errno| RootfsError::path("make the device", &node.path, errno);
         // Nearly all are directly in /dev.
@@ -122,6 +123,7 @@ fn bind_node(folder: &OwnedFd, name: &OsStr, node: &DeviceNode) -> Result<(), Er
     if FileType::from_raw_mode(stat.st_mode) != node.kind.file_type() || stat.st_rdev != node.number {
         return Err(Errno::NODEV);
     }
+    keep_as_it_is(&tree)?;
     move_onto(&tree, &place)
 }
 

@@ -12,7 +12,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mounting::{move_onto, refused};
 use super::replaceable::is_replaceable;
-use super::sources::{clone_flags, make_read_only};
+use super::sources::{clone_flags, keep_as_it_is, make_read_only};
 use super::{ContainerRoot, RootfsError, file_system};
 use crate::kernel::mount_setattr::attribute;
 use crate::plan::MountOptions;
@@ -50,7 +50,10 @@ impl Covers {
             None => self.null.insert(open_null()?),
         };
         copy_of(null, false)
-            .and_then(|tree| move_onto(&tree, target))
+            .and_then(|tree| {
+                keep_as_it_is(&tree)?;
+                move_onto(&tree, target)
+            })
             .map_err(|errno| RootfsError::path("mask", path, errno))
     }
 

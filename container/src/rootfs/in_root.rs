@@ -70,6 +70,16 @@ impl ContainerRoot {
         self.walk(path)
     }
 
+    /// The same, with no part of the path a symbolic link; `ELOOP` where one is.
+    pub(crate) fn make_folder_without_links(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        match self.open_without_links(path, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT) => {}
+            result => return result,
+        }
+        self.make_folder(path)?;
+        self.open_without_links(path, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
     /// The file at `path`, made empty, with its parents, where there is nothing.
     pub(crate) fn make_file(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let mut path = path.to_owned();

@@ -82,7 +82,7 @@ fn attach_bind(root: &ContainerRoot, path: &Path, tree: &OwnedFd) -> Result<(), 
     let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
     let source = fstat(tree).map_err(failed("look at the source of"))?;
     let place = if FileType::from_raw_mode(source.st_mode) == FileType::Directory {
-        root.make_folder(path)
+        return attach(tree, &mount_point(root, c"", path)?, path);
     } else {
         root.make_file(path)
     };
@@ -234,7 +234,10 @@ fn set_propagation(tree: &OwnedFd, options: &MountOptions, path: &Path) -> Resul
 fn remount(root: &ContainerRoot, plan: &MountPlan, bind: bool) -> Result<(), RootfsError> {
     let path = plan.destination.as_path();
     let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
-    let mounted = root.open(path, OFlags::PATH).map_err(failed("open"))?;
+    // Through a link of the image's it could be a mount of somebody else's.
+    let mounted = root
+        .open_without_links(path, OFlags::PATH)
+        .map_err(failed("open, without links,"))?;
     if !bind {
         file_system::reconfigure(&mounted, &plan.options)
             .map_err(|refusal| refused(c"mounted", path, refusal))?;
@@ -248,20 +251,20 @@ fn remount(root: &ContainerRoot, plan: &MountPlan, bind: bool) -> Result<(), Roo
     })
 }
 
+/// What linux.maskedPaths and linux.readonlyPaths are below, whatever is mounted there.
+fn is_trusted_by_path(path: &Path) -> bool {
+    path == Path::new("/proc") || path == Path::new("/sys")
+}
+
 /// Where a file system goes. The kernel's own are trusted by their path, so an image must not be able to move them
 /// elsewhere with a symbolic link.
 fn mount_point(root: &ContainerRoot, kind: &CStr, path: &Path) -> Result<OwnedFd, RootfsError> {
     let failed = |errno| RootfsError::path("open or make the mount point", path, errno);
-    if kind != c"proc" && kind != c"sysfs" {
+    if kind != c"proc" && kind != c"sysfs" && !is_trusted_by_path(path) {
         return root.make_folder(path).map_err(failed);
     }
-    match root.open_without_links(path, OFlags::PATH | OFlags::DIRECTORY) {
+    match root.make_folder_without_links(path) {
         Ok(folder) => Ok(folder),
-        Err(Errno::NOENT) => {
-            root.make_folder(path).map_err(failed)?;
-            root.open_without_links(path, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(failed)
-        }
         Err(Errno::LOOP) => Err(RootfsError::Refused {
             path: path.to_owned(),
             problem: "must be mounted on ordinary directory, and the image has a symbolic link there",

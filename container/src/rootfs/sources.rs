@@ -138,6 +138,16 @@ fn set(tree: &OwnedFd, recursive: bool, change: AttributeChange, propagation: u6
     mount_setattr(tree, recursive, &attributes)
 }
 
+/// For a device of the caller's that is shown to a container: it can be written to, since that goes to the device, but
+/// the node's mode and owner are everybody's and cannot be changed.
+pub(super) fn keep_as_it_is(node: &OwnedFd) -> Result<(), Errno> {
+    let attributes = MountAttributes {
+        set: attribute::RDONLY | attribute::NOSUID | attribute::NOEXEC,
+        ..MountAttributes::default()
+    };
+    mount_setattr(node, false, &attributes)
+}
+
 /// Makes a mount read-only.
 pub(super) fn make_read_only(tree: &OwnedFd, recursive: bool) -> Result<(), Errno> {
     let attributes = MountAttributes {

@@ -132,7 +132,12 @@ impl StateDirectory {
 
     /// Waits for whoever works on the container, but not for ever.
     pub(crate) fn lock(&self) -> Result<StateLock<'_>, StateError> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        self.lock_within(LOCK_PATIENCE)
+    }
+
+    /// Waits for at most `patience`.
+    pub(crate) fn lock_within(&self, patience: Duration) -> Result<StateLock<'_>, StateError> {
+        let deadline = Instant::now() + patience;
         loop {
             match rfs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(StateLock(self)),

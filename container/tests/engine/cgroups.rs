@@ -67,7 +67,7 @@ fn limits_are_written_to_the_files() {
         "pids": { "limit": 99 }
     });
     let mut container = bundle.create(Stdio::Inherit).unwrap();
-    for (controller, file, value) in [
+    let version_1 = [
         ("memory", "memory.limit_in_bytes", "67108864"),
         ("memory", "memory.soft_limit_in_bytes", "33554432"),
         ("cpu", "cpu.cfs_quota_us", "50000"),
@@ -75,11 +75,26 @@ fn limits_are_written_to_the_files() {
         ("cpu", "cpu.shares", "512"),
         ("cpuset", "cpuset.cpus", "0"),
         ("pids", "pids.max", "99"),
-    ] {
+    ];
+    // One hierarchy without folders for controllers.
+    let version_2 = [
+        (".", "memory.max", "67108864"),
+        (".", "memory.low", "33554432"),
+        (".", "cpu.max", "50000 100000"),
+        (".", "cpu.weight", "59"),
+        (".", "cpuset.cpus", "0"),
+        (".", "pids.max", "99"),
+    ];
+    let expected = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        &version_2[..]
+    } else {
+        &version_1[..]
+    };
+    for (controller, file, value) in expected {
         let path = folder(&bundle, controller).join(file);
         assert_eq!(
             fs::read_to_string(&path).unwrap().trim(),
-            value,
+            *value,
             "{}",
             path.display()
         );

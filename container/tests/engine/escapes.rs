@@ -1,7 +1,7 @@
 //! Images, and containers that run meanwhile, which try to have the engine do something to the host.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use container::Stdio;
@@ -20,6 +20,10 @@ crate::tests!(
     a_parameter_that_somebody_covered_is_not_written,
     a_console_that_is_a_link_is_refused,
     no_descriptor_of_the_callers_is_handed_down,
+    a_working_directory_is_protected_and_hidden_like_any_other,
+    what_hides_cannot_be_changed,
+    a_pipe_in_place_of_the_users_list_holds_nobody_up,
+    links_where_the_kernels_files_or_devices_go_are_refused,
 );
 
 /// Another process that, as a running container can in a volume it shares, exchanges a folder for a link, back and
@@ -180,5 +184,77 @@ fn no_descriptor_of_the_callers_is_handed_down() {
             .lines()
             .all(|target| target.starts_with(&own) || target == "/dev/null" || target.starts_with("pipe:")),
         "{outcome:?}"
+    );
+}
+
+/// Opened before it is covered, the folder would be what is beneath.
+fn a_working_directory_is_protected_and_hidden_like_any_other() {
+    let script = "echo spoilt > kernel/domainname; cat kernel/domainname";
+    let mut bundle = TestBundle::shell(script);
+    bundle.config["process"]["cwd"] = "/proc/sys".into();
+    let outcome = bundle.run();
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    assert!(!outcome.stdout.contains("spoilt"), "{outcome:?}");
+
+    let mut bundle = TestBundle::named("-hidden", &["/bin/ls", "-A"]);
+    bundle.config["process"]["cwd"] = "/proc/tty".into();
+    bundle.config["linux"]["maskedPaths"] = serde_json::json!(["/proc/tty"]);
+    assert_eq!(bundle.output(), "");
+}
+
+/// It is the caller's own node.
+fn what_hides_cannot_be_changed() {
+    let mode = || fs::metadata("/dev/null").unwrap().permissions().mode();
+    let before = mode();
+    let mut bundle =
+        TestBundle::shell("chmod 640 /proc/interrupts; echo x > /proc/interrupts; cat /proc/interrupts");
+    bundle.config["linux"]["maskedPaths"] = serde_json::json!(["/proc/interrupts"]);
+    let outcome = bundle.run();
+    let after = mode();
+    fs::set_permissions("/dev/null", fs::Permissions::from_mode(before)).unwrap();
+    assert_eq!(after, before);
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    // It can be written to all the same, and gives nothing.
+    assert_eq!((outcome.code, &*outcome.stdout), (0, ""), "{outcome:?}");
+}
+
+fn a_pipe_in_place_of_the_users_list_holds_nobody_up() {
+    let bundle = TestBundle::shell("echo $HOME");
+    let passwd = bundle.rootfs().join("etc/passwd");
+    fs::remove_file(&passwd).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &passwd,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    assert_eq!(bundle.output(), "/\n");
+    fs::remove_file(&passwd).unwrap();
+    symlink("/proc/self/fd/0", &passwd).unwrap();
+    assert_eq!(bundle.output(), "/\n");
+}
+
+fn links_where_the_kernels_files_or_devices_go_are_refused() {
+    let mut bundle = TestBundle::named("-proc", &["true"]);
+    fs::create_dir(bundle.rootfs().join("elsewhere")).unwrap();
+    symlink("/elsewhere", bundle.rootfs().join("proc")).unwrap();
+    let proc = &mut bundle.config["mounts"][0];
+    *proc = serde_json::json!({ "destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"] });
+    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+    assert!(message.contains("symbolic link"), "{message}");
+
+    let mut bundle = TestBundle::named("-dev", &["true"]);
+    fs::create_dir(bundle.rootfs().join("elsewhere")).unwrap();
+    fs::write(bundle.rootfs().join("elsewhere/core"), "kept").unwrap();
+    symlink("/elsewhere", bundle.rootfs().join("dev")).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+    assert!(message.contains("/dev"), "{message}");
+    assert_eq!(
+        fs::read_to_string(bundle.rootfs().join("elsewhere/core")).unwrap(),
+        "kept"
     );
 }

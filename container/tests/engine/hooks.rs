@@ -16,6 +16,8 @@ crate::tests!(
     a_failing_start_hook_stops_the_container,
     a_failing_poststop_hook_is_a_warning,
     a_creator_killed_during_its_hooks_leaves_what_can_be_deleted,
+    a_creator_that_waits_for_a_hook_gives_way_to_deletion_by_force,
+    a_hook_of_the_image_is_filtered_like_the_program,
 );
 
 const KINDS: [&str; 6] = [
@@ -219,6 +221,47 @@ fn a_creator_killed_during_its_hooks_leaves_what_can_be_deleted() {
             }
         }
     }
+}
+
+fn a_creator_that_waits_for_a_hook_gives_way_to_deletion_by_force() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let reached = bundle.folder.join("reached");
+    bundle.config["hooks"] =
+        json!({ "createContainer": [shell(&format!("echo > {}; exec sleep 60", reached.display()))] });
+    let (stdio, _output) = files(&bundle.folder);
+    // SAFETY: the child only creates, and ends here.
+    match unsafe { libc::fork() } {
+        0 => std::process::exit(i32::from(bundle.create(stdio).is_ok())),
+        creator => {
+            wait_until(|| reached.exists());
+            let began = Instant::now();
+            let mut waiting = Container::load(&bundle.states(), &bundle.id).unwrap();
+            waiting.delete(true).unwrap();
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            let mut status = 0;
+            // SAFETY: this test's own child and not waited for.
+            unsafe { libc::waitpid(creator, &raw mut status, 0) };
+            assert_eq!(libc::WEXITSTATUS(status), 0, "creation has failed");
+        }
+    }
+}
+
+fn a_hook_of_the_image_is_filtered_like_the_program() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }]
+    });
+    bundle.config["hooks"] = json!({ "startContainer": [shell("mkdir /dev/shm/made")] });
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    let error = chain(&container.start().unwrap_err());
+    assert!(
+        error.contains("hooks.startContainer[0]") && error.contains("not supported"),
+        "{error}"
+    );
+    wait(&container);
+    container.delete(false).unwrap();
 }
 
 fn children(pid: i32) -> Vec<i32> {

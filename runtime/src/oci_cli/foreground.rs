@@ -43,6 +43,9 @@ pub(super) fn take_our_size(process: &mut Process) {
     }
 }
 
+/// A terminal holds 64 KiB (`TTYB_DEFAULT_MEM_LIMIT`), and gives 4 KiB at a time.
+const READS_AT_THE_END: usize = 16 + 1;
+
 /// Our signals, held from before the process exists: none is lost and none ends us while it runs.
 pub(super) struct Foreground {
     signals: SignalFd,
@@ -234,7 +237,12 @@ impl Session {
     }
 
     fn show_the_rest(&mut self) -> io::Result<()> {
-        while !self.their_output_ended && self.show_some()? {}
+        // As much as the terminal can hold, and not what somebody who has it open still may write.
+        for _ in 0..READS_AT_THE_END {
+            if self.their_output_ended || !self.show_some()? {
+                break;
+            }
+        }
         Ok(())
     }
 }

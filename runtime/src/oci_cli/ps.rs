@@ -1,7 +1,7 @@
 //! `bulkhead-oci ps`
 
 use std::fmt::Write;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
@@ -120,11 +120,14 @@ fn filter(table: &str, processes: &[i32]) -> Result<String, PsError> {
     Ok(kept)
 }
 
+/// As much of a command is shown, in bytes.
+const SHOWN: u64 = 4 << 10;
+
 /// What /proc tells, for a host without ps. A process that has ended meanwhile is left out.
 fn own_table(processes: &[i32]) -> String {
     let mut table = format!("{:<8}{:>8}{:>8} {:<5}CMD\n", "UID", "PID", "PPID", "STAT");
     for pid in processes {
-        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let read = |file: &str| read_some(&format!("/proc/{pid}/{file}"));
         let status = String::from_utf8_lossy(&read("status")).into_owned();
         let field = |name: &str| {
             let value = status
@@ -136,7 +139,8 @@ fn own_table(processes: &[i32]) -> String {
         if status.is_empty() {
             continue;
         }
-        let mut command = String::from_utf8_lossy(&read("cmdline")).replace(['\0', '\n'], " ");
+        // A process writes its own, and a terminal would obey what is in it.
+        let mut command = String::from_utf8_lossy(&read("cmdline")).replace(char::is_control, " ");
         if command.is_empty() {
             command = format!("[{}]", field("Name"));
         }
@@ -151,6 +155,16 @@ fn own_table(processes: &[i32]) -> String {
         );
     }
     table
+}
+
+/// The beginning of a file; nothing of one that is gone.
+fn read_some(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        // What was read until the process went is what there is.
+        let _ = file.take(SHOWN).read_to_end(&mut bytes);
+    }
+    bytes
 }
 
 #[cfg(test)]
