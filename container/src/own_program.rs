@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
+use rustix::fs::{
+    AtFlags, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -42,9 +44,9 @@ pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let program =
         rustix::fs::open("/proc/self/exe", flags, Mode::empty()).map_err(failed("open /proc/self/exe"))?;
-    let file_system =
-        rustix::fs::fstatvfs(&program).map_err(failed("look at the mount of /proc/self/exe"))?;
-    if file_system.f_flag.contains(StatVfsMountFlags::RDONLY) || is_sealed_copy() {
+    if is_read_only_mount(&program).map_err(failed("look at the mount of /proc/self/exe"))?
+        || is_sealed_copy()
+    {
         take_name_back();
         return Ok(());
     }
@@ -67,6 +69,14 @@ fn take_name_back() {
         // A name is for people; the kernel cuts it to 15 bytes and refuses none.
         let _ = rustix::thread::set_name(&name);
     }
+}
+
+/// Whether the file is a read-only mount by itself. A whole file system that is read-only may be made writable some day.
+fn is_read_only_mount(program: &OwnedFd) -> Result<bool, Errno> {
+    let statx = rustix::fs::statx(program, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    let flags = rustix::fs::fstatvfs(program)?.f_flag;
+    Ok(statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        && flags.contains(StatVfsMountFlags::RDONLY))
 }
 
 fn read_only_mount(program: &OwnedFd) -> Result<OwnedFd, Errno> {

@@ -35,6 +35,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         seccomp_agent::check(agent)?;
     }
     let joined = JoinedNamespaces::open(&plan.namespaces)?;
+    joined.check_settings(&plan)?;
     let sources = Sources::open(&plan)
         .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
     let hierarchies = Hierarchies::mounted()?;

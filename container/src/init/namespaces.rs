@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use super::clocks;
 use crate::kernel::bring_loopback_up;
 use crate::kernel::namespace_kind::namespace_kind;
-use crate::plan::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, Plan};
+use crate::plan::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, Plan, sysctl_kind};
 use crate::process::SetUpError;
 
 /// A namespace of `linux.namespaces` that cannot be joined.
@@ -40,6 +40,30 @@ pub enum NamespaceError {
         /// What the configuration says it is.
         wanted: &'static str,
     },
+    /// The file is the caller's own namespace, and something is to be set in it.
+    #[error(
+        "config.json: linux.namespaces[{index}].path: {} is the caller's own namespace, in which nothing may be set: \
+         remove hostname, domainname, linux.sysctl and linux.netDevices of it",
+        path.display()
+    )]
+    Callers {
+        /// Its place in the list.
+        index: usize,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whether the file is of the namespace that this process is in.
+fn is_callers(kind: Namespace, file: &OwnedFd) -> Result<bool, Errno> {
+    let name = match kind {
+        Namespace::Network => "net",
+        Namespace::Mount => "mnt",
+        kind => kind.name(),
+    };
+    let own = rustix::fs::stat(format!("/proc/self/ns/{name}"))?;
+    let other = rustix::fs::fstat(file)?;
+    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
 }
 
 /// Existing namespaces, opened by the caller before anything changed.
@@ -53,6 +77,29 @@ impl JoinedNamespaces<'_> {
             .map(open)
             .collect::<Result<_, _>>()
             .map(JoinedNamespaces)
+    }
+
+    /// A path may also lead to a namespace of the caller's. That is shared like one that is not listed, and nothing in it
+    /// may be set.
+    pub(crate) fn check_settings(&self, plan: &Plan) -> Result<(), NamespaceError> {
+        for (joined, fd) in &self.0 {
+            let is_set = match joined.kind {
+                Namespace::Uts => plan.hostname.is_some() || plan.domainname.is_some(),
+                Namespace::Network => !plan.net_devices.is_empty(),
+                _ => false,
+            };
+            let has_parameters = plan
+                .sysctl
+                .iter()
+                .any(|(path, _)| sysctl_kind(path) == Some(joined.kind));
+            if (is_set || has_parameters) && is_callers(joined.kind, fd).unwrap_or(true) {
+                return Err(NamespaceError::Callers {
+                    index: joined.index,
+                    path: joined.path.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -35,6 +35,7 @@ pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;
 pub(crate) use scheduling::SchedulingPlan;
 pub use spec_error::SpecError;
+pub(crate) use sysctl::kind as sysctl_kind;
 
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupPlan;

@@ -2,7 +2,7 @@
 //! the kernel for all.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Namespace, NamespacePlan, SpecError};
 
@@ -18,6 +18,20 @@ const OF_IPC: [&str; 10] = [
     "kernel.shm_next_id",
     "kernel.shm_rmid_forced",
 ];
+
+/// The kind of namespace that a file below `/proc/sys` belongs to; none for one that is the whole kernel's.
+pub(crate) fn kind(path: &Path) -> Option<Namespace> {
+    let name = path.to_str()?.replace('/', ".");
+    if name.starts_with("net.") {
+        Some(Namespace::Network)
+    } else if name.starts_with("fs.mqueue.") || OF_IPC.contains(&name.as_str()) {
+        Some(Namespace::Ipc)
+    } else if name == "kernel.domainname" {
+        Some(Namespace::Uts)
+    } else {
+        None
+    }
+}
 
 /// The files below `/proc/sys` and what to write to each, sorted by path.
 pub(super) fn plan(
@@ -40,24 +54,17 @@ pub(super) fn plan(
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\0') {
             return Err(refuse("is not the name of a kernel parameter"));
         }
-        let name_with_dots = path.replace('/', ".");
-        let (kind, word) = if path.starts_with("net/") {
-            (Namespace::Network, "network")
-        } else if path.starts_with("fs/mqueue/") || OF_IPC.contains(&name_with_dots.as_str()) {
-            (Namespace::Ipc, "ipc")
-        } else if path == "kernel/domainname" {
-            (Namespace::Uts, "uts")
-        } else if path == "kernel/hostname" {
+        if path == "kernel/hostname" {
             return Err(refuse("is what `hostname` sets"));
-        } else {
+        }
+        let Some(kind) = kind(Path::new(&path)) else {
             return Err(refuse(
                 "belongs to no namespace: setting it would change the kernel for everyone",
             ));
         };
         if !namespaces.isolates(kind) {
-            return Err(refuse(&format!(
-                "needs a {word} namespace that is not the caller's"
-            )));
+            let problem = format!("needs a {} namespace that is not the caller's", kind.name());
+            return Err(refuse(&problem));
         }
         files.push((PathBuf::from(path), value.clone()));
     }

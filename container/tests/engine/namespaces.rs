@@ -14,6 +14,7 @@ crate::tests!(
     an_existing_network_is_joined,
     an_existing_pid_namespace_is_joined_and_the_caller_keeps_its_own,
     a_namespace_that_does_not_exist_is_named,
+    nothing_is_set_in_a_namespace_of_the_callers,
     a_file_that_is_another_namespace_or_none_is_named,
     an_existing_user_namespace_is_joined_with_what_belongs_to_it,
     an_existing_user_namespace_gets_namespaces_of_its_own,
@@ -501,4 +502,22 @@ fn sysctls_stay_in_the_container() {
     bundle.config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": other, "kernel.shm_rmid_forced": "1" });
     assert_eq!(bundle.output(), format!("{other}\n1\n"));
     assert_eq!(fs::read_to_string(file).unwrap(), before);
+}
+
+fn nothing_is_set_in_a_namespace_of_the_callers() {
+    let hostname = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let before = hostname();
+    for (kind, file) in [("uts", "uts"), ("network", "net")] {
+        let mut bundle = TestBundle::named(kind, &["/bin/true"]);
+        bundle.config["linux"]["sysctl"] = json!({ "net.ipv4.ip_default_ttl": "63" });
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+        let namespace = namespaces.iter_mut().find(|namespace| namespace["type"] == kind);
+        namespace.unwrap()["path"] = format!("/proc/self/ns/{file}").into();
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(
+            message.contains("linux.namespaces[") && message.contains("the caller's own"),
+            "{message}"
+        );
+    }
+    assert_eq!(hostname(), before);
 }
