@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::console::ConsoleTail;
 use super::guest_connection::ConnectError;
+use super::guest_text;
 use super::shared_directory::ShareError;
 use super::template::TemplateError;
 use super::vmm_process::{MachineEnd, SpawnError, VmmProcess};
@@ -170,25 +171,93 @@ pub async fn soon_ended(vmm: &VmmProcess) -> Option<MachineEnd> {
     timeout(Duration::from_millis(500), vmm.ended()).await.ok()
 }
 
-/// Waits for the agent's first word; the connection is kept for its later ones.
+/// Waits for the agent's first word; the connection is kept for its later ones. An agent whose connection took too long
+/// makes another: the last one counts, and one that is closed without a word does not.
 ///
 /// # Errors
-/// When the agent gives up, or is of another version, or the connection fails.
+/// When the agent gives up, or is of another version, or what it says is no event.
 pub async fn agent_ready(
     listener: &UnixListener,
     console_ring: &std::path::Path,
 ) -> Result<UnixStream, StageFailure> {
-    let (mut connection, _) = listener.accept().await.map_err(StageFailure::Accept)?;
-    match event::receive(&mut connection).await? {
-        Some(Event::Ready(ready)) if ready.protocol_version == PROTOCOL_VERSION => Ok(connection),
-        Some(Event::Ready(ready)) => Err(StageFailure::Version {
+    let accept = || async { listener.accept().await.map_err(StageFailure::Accept) };
+    let (mut connection, _) = accept().await?;
+    let first = loop {
+        let received = tokio::select! {
+            received = event::receive(&mut connection) => received,
+            another = accept() => {
+                (connection, _) = another?;
+                continue;
+            }
+        };
+        match received {
+            Ok(Some(event)) => break event,
+            Ok(None) | Err(EventError::Io(_)) => (connection, _) = accept().await?,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    match first {
+        Event::Ready(ready) if ready.protocol_version == PROTOCOL_VERSION => Ok(connection),
+        Event::Ready(ready) => Err(StageFailure::Version {
             theirs: ready.protocol_version,
         }),
-        Some(Event::Fatal(fatal)) => Err(StageFailure::Agent {
-            message: fatal.message,
+        Event::Fatal(fatal) => Err(StageFailure::Agent {
+            message: guest_text::shown(&fatal.message),
             console: ConsoleTail::read(console_ring),
         }),
-        // Closed without a word.
-        _ => Err(EventError::Io(io::ErrorKind::UnexpectedEof.into()).into()),
+        // Another version's, decoded by a table that is newer than this code.
+        _ => Err(EventError::Io(io::ErrorKind::InvalidData.into()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use protocol::event::{Fatal, Ready};
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_agent_that_connects_again_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("events");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = async {
+            // One that is given up, one that stays silent, one that speaks.
+            drop(UnixStream::connect(&socket).await.unwrap());
+            let silent = UnixStream::connect(&socket).await.unwrap();
+            let mut speaking = UnixStream::connect(&socket).await.unwrap();
+            let ready = Ready {
+                protocol_version: PROTOCOL_VERSION,
+                ..Ready::default()
+            };
+            event::send(&mut speaking, Event::Ready(ready)).await.unwrap();
+            (silent, speaking)
+        };
+        let ready = timeout(
+            Duration::from_secs(10),
+            agent_ready(&listener, Path::new("/nonexistent")),
+        );
+        let (ready, _connections) = tokio::join!(ready, agent);
+        ready.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_agents_last_words_do_not_command_the_terminal() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("events");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = async {
+            let mut connection = UnixStream::connect(&socket).await.unwrap();
+            let fatal = Fatal {
+                message: "\x1b[2Jno memory".to_owned(),
+                ..Fatal::default()
+            };
+            event::send(&mut connection, Event::Fatal(fatal)).await.unwrap();
+        };
+        let (ready, ()) = tokio::join!(agent_ready(&listener, Path::new("/nonexistent")), agent);
+        let error = ready.unwrap_err().to_string();
+        assert_eq!(error, "the agent gave up: [2Jno memory");
     }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use vmm::console_ring::ConsoleRing;
 
+use super::guest_text;
+
 /// How many lines an error shows.
 const LINES: usize = 12;
 
@@ -25,11 +27,7 @@ impl ConsoleTail {
         let text = String::from_utf8_lossy(bytes);
         let lines: Vec<String> = text
             .lines()
-            .map(|line| {
-                line.chars()
-                    .filter(|character| !character.is_control())
-                    .collect::<String>()
-            })
+            .map(guest_text::shown)
             .filter(|line| !line.trim().is_empty())
             .collect();
         let first = lines.len().saturating_sub(LINES);

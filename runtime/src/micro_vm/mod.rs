@@ -4,6 +4,7 @@ pub mod boot;
 pub mod console;
 pub mod control;
 pub mod guest_connection;
+pub mod guest_text;
 mod pod_network;
 pub mod shared_directory;
 pub mod start;
@@ -82,7 +83,8 @@ impl MicroVm {
             let connection = guest_connection::connect(&paths.vsock, protocol::ports::RPC).await?;
             let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(connection));
             let sandbox = SandboxClient::new(client.clone());
-            sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await?;
+            let prepared = sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await;
+            prepared.map_err(guest_text::shown_error)?;
             Ok((TaskClient::new(client), sandbox))
         };
         let ring = &paths.console_ring;
@@ -161,7 +163,8 @@ impl MicroVm {
                         FailureKind::COMMAND_NOT_EXECUTABLE => Some(CommandFailure::NotExecutable),
                         FailureKind::OTHER => None,
                     };
-                    return Err(SandboxError::new(action, message_of(error)).with_command_failure(failure));
+                    let message = message_of(guest_text::shown_error(error));
+                    return Err(SandboxError::new(action, message).with_command_failure(failure));
                 }
                 // A broken connection is most often the machine's end, which has a better account of itself.
                 Err(error) => match boot::soon_ended(&self.vmm).await {

@@ -18,6 +18,7 @@ use vmm::config::MachineConfig;
 use vmm::status::{Event, ExitKind, Phase};
 
 use super::console::ConsoleTail;
+use super::guest_text;
 use crate::sandbox::record::ProcessIdentity;
 
 /// How long the VMM may take to stop when asked.
@@ -248,7 +249,8 @@ async fn follow(
     };
     let reason = own_account.unwrap_or_else(|| last_words(&log, reaped.ok().flatten().as_ref()));
     let end = MachineEnd {
-        reason,
+        // A guest can make the VMM name what it did.
+        reason: guest_text::shown(&reason),
         console: ConsoleTail::read(&console_ring),
     };
     progress.send_modify(|progress| progress.end = Some(end));
