@@ -36,6 +36,18 @@ behind_both_walls! {
         assert_eq!(finished.stderr, "err\n");
     }
 
+    fn output_that_cannot_be_written_is_not_lost_in_silence(bulkhead, wall) {
+        let script = "echo no room for this || exit 3";
+        let mut run = bulkhead.run_command(wall, &[], &["sh", "-c", script]);
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = run.stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(complaint.contains("No space left on device"), "{complaint}");
+        // The command itself writes to the host's descriptor, or it is we who do.
+        let expected = if wall == Wall::SharedKernel { 3 } else { 125 };
+        assert_eq!(output.status.code(), Some(expected), "{complaint}");
+    }
+
     fn a_command_that_dies_of_a_signal_counts_from_128(bulkhead, wall) {
         // A process of its own: the init of a pid namespace cannot signal itself.
         bulkhead.shell(wall, &[], "sh -c 'kill -9 $$'; exit $?").expect(137);

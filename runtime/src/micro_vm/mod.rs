@@ -37,7 +37,7 @@ use self::vmm_process::VmmProcess;
 use crate::configuration::MicroVmConfiguration;
 use crate::isolation::Isolation;
 use crate::sandbox::record::ProcessIdentity;
-use crate::sandbox::stdio::{ContainerStdio, CopyEnd, copy_in_background};
+use crate::sandbox::stdio::{ContainerStdio, CopyEnd, all_written, copy_in_background};
 use crate::sandbox::{CommandFailure, ContainerRequest, ExitStatus, Sandbox, SandboxError};
 use crate::sizing::{PodLimits, machine_size};
 
@@ -256,11 +256,10 @@ impl Sandbox for MicroVm {
             .call(action, self.tasks.wait(Context::default(), &request))
             .await?;
         let outputs = self.outputs.borrow_mut().remove(id).unwrap_or_default();
-        for output in outputs {
-            // A copying thread that is gone has nothing more to write.
-            let _ = output.await;
-        }
-        Ok(ExitStatus(u8::try_from(answer.exit_status).unwrap_or(u8::MAX)))
+        let written = all_written(outputs).await;
+        let status = ExitStatus(u8::try_from(answer.exit_status).unwrap_or(u8::MAX));
+        written.map_err(|error| SandboxError::output_lost(id, status, error))?;
+        Ok(status)
     }
 
     async fn kill(&self, id: &str, signal: i32) -> Result<(), SandboxError> {

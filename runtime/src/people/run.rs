@@ -252,6 +252,12 @@ impl Prepared<'_> {
         };
         let status = foreground::wait(sandbox, &id, signals, tty).await;
         drop(raw);
+        if let Err(error) = &status
+            && let Some(lost) = error.downcast_ref::<SandboxError>()
+        {
+            // It has run, and is kept to be looked at.
+            record.exit_status = lost.exit_status.map(|status| status.0);
+        }
         let status = status?.0;
         record.exit_status = Some(status);
         // The container goes with its sandbox.

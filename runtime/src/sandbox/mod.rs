@@ -38,6 +38,8 @@ pub struct SandboxError {
     pub action: String,
     /// Whether the container's command itself is at fault.
     pub command_failure: Option<CommandFailure>,
+    /// How the command ended, where only what it wrote was lost.
+    pub exit_status: Option<ExitStatus>,
     /// The cause.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
@@ -68,7 +70,16 @@ impl SandboxError {
         Self {
             action: action.into(),
             command_failure: None,
+            exit_status: None,
             source: source.into(),
+        }
+    }
+
+    /// What a container wrote could not be handed on, though its command ended.
+    pub fn output_lost(id: &str, exit_status: ExitStatus, cause: std::io::Error) -> Self {
+        Self {
+            exit_status: Some(exit_status),
+            ..Self::new(format!("writing the output of container {id}"), cause)
         }
     }
 
@@ -103,7 +114,8 @@ pub trait Sandbox {
     /// Runs the command of a created container.
     async fn start(&self, id: &str) -> Result<(), SandboxError>;
 
-    /// Waits until the command has ended and all of its output has been handed on.
+    /// Waits until the command has ended and all of its output has been handed on. Output that could not be is an
+    /// error with the exit status in it.
     async fn wait(&self, id: &str) -> Result<ExitStatus, SandboxError>;
 
     /// Sends a signal to the container's init process.

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::directory::SandboxDirectory;
 use super::record::ProcessIdentity;
-use super::stdio::{ContainerStdio, CopyEnd, copy_in_background};
+use super::stdio::{ContainerStdio, CopyEnd, all_written, copy_in_background};
 use super::{CommandFailure, ContainerRequest, ExitStatus, Sandbox, SandboxError};
 use crate::isolation::Isolation;
 
@@ -149,17 +149,16 @@ impl Sandbox for SharedKernel {
             .retain_ready();
         let status = waitid(WaitId::PidFd(ended.get_ref().as_fd()), WaitIdOptions::EXITED)
             .map_err(|error| SandboxError::new(action(), error))?;
-        if let Some(output) = output {
-            // A copying thread that is gone has nothing more to write.
-            let _ = output.await;
-        }
+        let written = all_written(output).await;
         let code = status.as_ref().and_then(|status| status.exit_status());
         let signal = status
             .as_ref()
             .and_then(|status| status.terminating_signal())
             .map(|signal| 128 + signal);
         let status = code.or(signal).and_then(|status| u8::try_from(status).ok());
-        Ok(ExitStatus(status.unwrap_or(u8::MAX)))
+        let status = ExitStatus(status.unwrap_or(u8::MAX));
+        written.map_err(|error| SandboxError::output_lost(id, status, error))?;
+        Ok(status)
     }
 
     async fn kill(&self, id: &str, signal: i32) -> Result<(), SandboxError> {

@@ -61,33 +61,63 @@ impl ContainerStdio {
     }
 }
 
-/// Resolves when the copy has ended and everything read has been written.
-pub type CopyEnd = oneshot::Receiver<()>;
+/// Resolves when the copy has ended and everything read has been written, or could not be: with the cause, unless it was
+/// the reader that has gone.
+pub type CopyEnd = oneshot::Receiver<io::Result<()>>;
 
-/// Copies from one descriptor to the other until the first ends or the second is closed by its reader; then closes
-/// the second's sending half.
+/// Copies from one descriptor to the other until the first ends or the second takes no more; then closes the second's
+/// sending half.
 ///
 /// # Errors
 /// When no thread can be started.
 pub fn copy_in_background(name: &str, from: OwnedFd, to: OwnedFd) -> io::Result<CopyEnd> {
     let (ended, end) = oneshot::channel();
     thread::Builder::new().name(name.to_owned()).spawn(move || {
-        copy(from, to);
+        let copied = copy(from, to);
         // The other side is gone when nobody waits any more.
-        let _ = ended.send(());
+        let _ = ended.send(copied);
     })?;
     Ok(end)
 }
 
-/// Errors end the copy as the end of the source does: a reader that has gone away, or a terminal whose last user has
-/// (EIO, pty(7)).
-fn copy(from: OwnedFd, to: OwnedFd) {
+fn copy(from: OwnedFd, to: OwnedFd) -> io::Result<()> {
     let mut to = File::from(to);
-    let _ = copy_bytes(File::from(from), &mut to);
+    let copied = copy_bytes(File::from(from), &mut to);
     // Only a socket has a half to close; of anything else, dropping it is the end.
     let _ = rustix::net::shutdown(&to, Shutdown::Write);
+    match copied {
+        // A reader that has gone wants no more.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok(())
+        }
+        copied => copied,
+    }
 }
 
+/// Waits for the ends of copies; the first cause why something was not written.
+///
+/// # Errors
+/// When what a container wrote is lost.
+pub async fn all_written(ends: impl IntoIterator<Item = CopyEnd>) -> io::Result<()> {
+    let mut all = Ok(());
+    for end in ends {
+        // A copying thread that is gone without a word has panicked in the middle of it.
+        let written = end
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the copying thread is gone")));
+        all = all.and(written);
+    }
+    all
+}
+
+/// An error of the source ends the copy as its end does: a terminal whose last user has gone gives one (EIO, pty(7)). An
+/// error is of the destination.
+///
 /// Not `std::io::copy`: that splices, and a splice into a pipe holds the pipe's lock while it waits for its source
 /// (`splice_file_to_pipe`), so that what has been written cannot be read until more comes.
 fn copy_bytes(mut from: File, to: &mut File) -> io::Result<()> {
@@ -97,7 +127,7 @@ fn copy_bytes(mut from: File, to: &mut File) -> io::Result<()> {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            Err(_) => return Ok(()),
         };
         to.write_all(buffer.get(..count).unwrap_or_default())?;
     }
@@ -123,7 +153,7 @@ mod tests {
         reader.read_to_end(&mut received).unwrap();
 
         feeding.join().unwrap().unwrap();
-        end.blocking_recv().unwrap();
+        end.blocking_recv().unwrap().unwrap();
         assert_eq!(received, expected);
     }
 
@@ -136,7 +166,19 @@ mod tests {
         let end = copy_in_background("test", source.into(), sink.into()).unwrap();
         feeder.write_all(b"nobody reads this").unwrap();
 
-        end.blocking_recv().unwrap();
+        end.blocking_recv().unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn output_that_cannot_be_written_is_told() {
+        let (source, mut feeder) = UnixStream::pair().unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        feeder.write_all(b"no room for this").unwrap();
+
+        let end = copy_in_background("test", source.into(), full.into()).unwrap();
+
+        let lost = all_written([end]).await.unwrap_err();
+        assert_eq!(lost.kind(), io::ErrorKind::StorageFull);
     }
 
     #[test]
