@@ -121,8 +121,15 @@ impl Installation {
 
     /// Takes an empty folder of templates in place of the one that all tests share.
     #[must_use]
-    pub fn with_own_templates(mut self) -> Self {
-        self.templates = self.directory.path().join("templates");
+    pub fn with_own_templates(self) -> Self {
+        let folder = self.directory.path().join("templates");
+        self.with_templates_in(folder)
+    }
+
+    /// Takes this folder of templates in place of the one that all tests share.
+    #[must_use]
+    pub fn with_templates_in(mut self, folder: PathBuf) -> Self {
+        self.templates = folder;
         self
     }
 

@@ -1,4 +1,4 @@
-//! Fifty runs in a row behind each wall, nothing left after the last.
+//! Many runs behind each wall, in a row and at once, nothing left after the last.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,9 +6,13 @@
     reason = "in a test they are assertions"
 )]
 
-use tests::{Installation, Wall};
+use std::process::{Child, Stdio};
+
+use tests::{Installation, Wall, finish};
 
 const RUNS: usize = 50;
+
+const AT_ONCE: usize = 12;
 
 fn runs_leave_nothing(wall: Wall) {
     let Some(bulkhead) = Installation::for_wall(wall) else {
@@ -29,4 +33,32 @@ fn fifty_runs_on_the_hosts_kernel_leave_nothing() {
 #[test]
 fn fifty_microvms_leave_nothing() {
     runs_leave_nothing(Wall::MicroVm);
+}
+
+#[test]
+fn twelve_microvms_at_once_each_end_as_their_command_does() {
+    let Some(bulkhead) = Installation::for_wall(Wall::MicroVm) else {
+        return;
+    };
+    finish(bulkhead.bulkhead().args(["template", "build"])).expect(0);
+    let runs: Vec<Child> = (0..AT_ONCE)
+        .map(|number| {
+            let script = format!("echo run {number}; exit {number}");
+            let options = ["--template", "require"];
+            let mut run = bulkhead.run_command(Wall::MicroVm, &options, &["sh", "-c", &script]);
+            let run = run.stdout(Stdio::piped()).stderr(Stdio::piped());
+            run.spawn().unwrap()
+        })
+        .collect();
+    for (number, run) in runs.into_iter().enumerate() {
+        let output = run.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!(
+            (output.status.code(), text(&output.stdout)),
+            (i32::try_from(number).ok(), format!("run {number}\n")),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    // The installation looks for leftovers when it goes.
 }

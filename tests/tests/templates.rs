@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,15 @@ fn templates(bulkhead: &Installation) -> Vec<PathBuf> {
     entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_none())
+        .collect()
+}
+
+/// The folders in which a template is being built, by inode: each build has its own.
+fn building(bulkhead: &Installation) -> Vec<u64> {
+    let entries = fs::read_dir(bulkhead.templates()).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().extension().is_some_and(|kind| kind == "building"))
+        .map(|entry| std::os::unix::fs::DirEntryExt::ino(&entry))
         .collect()
 }
 
@@ -97,17 +107,49 @@ fn a_machine_that_is_not_to_be_cloned_boots_and_makes_no_template() {
 }
 
 #[test]
-fn four_starts_at_once_build_one_template_and_it_can_be_looked_at_and_removed() {
+fn ten_starts_at_once_build_one_template_and_it_can_be_looked_at_and_removed() {
     let Some(bulkhead) = Installation::for_wall(Wall::MicroVm) else {
         return;
     };
     let bulkhead = bulkhead.with_own_templates();
-    let run = || bulkhead.run_command(Wall::MicroVm, &["--template", "require"], &["echo", "a clone"]);
-    let runs: Vec<Child> = (0..4).map(|_| started(run())).collect();
+    // Four run a container, without --rm so that what is known of them is kept; six want no more than the template.
+    let names: Vec<String> = (0..4).map(|_| bulkhead.fresh_name()).collect();
+    let run = |name: &String| {
+        let mut run = bulkhead.bulkhead();
+        run.args(["run", "--isolation", "microvm", "--template", "require"]);
+        run.args(["--name", name, &bulkhead.image(), "echo", "a clone"]);
+        started(run)
+    };
+    let build = || {
+        let mut build = bulkhead.bulkhead();
+        build.args(["template", "build"]);
+        started(build)
+    };
+    let mut builds: Vec<Child> = (0..6).map(|_| build()).collect();
+    let runs: Vec<Child> = names.iter().map(run).collect();
+    // A build takes seconds, in a folder that only becomes the template when it is whole.
+    let mut sites = HashSet::new();
+    wait_for("the end of the builds", || {
+        sites.extend(building(&bulkhead));
+        builds.iter_mut().all(|build| build.try_wait().unwrap().is_some())
+    });
+    assert_eq!(sites.len(), 1, "folders that templates were built in: {sites:?}");
+    for child in builds {
+        let (code, _, stderr) = output(child);
+        assert_eq!(code, Some(0), "{stderr}");
+    }
     for child in runs {
         let (code, stdout, stderr) = output(child);
         assert_eq!((code, stdout.as_str()), (Some(0), "a clone\n"), "{stderr}");
     }
+    let builders = names.iter().filter(|name| {
+        let record = bulkhead.run_root().join("sandboxes").join(name);
+        let record = fs::read(record.join("record.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["start"]["origin"]["clone"]["built"].as_bool().unwrap()
+    });
+    assert!(builders.count() <= 1, "one template was built for several");
+    finish(bulkhead.bulkhead().arg("rm").args(&names)).expect(0);
     let made = templates(&bulkhead);
     assert_eq!(made.len(), 1, "{made:?}");
     assert_eq!(
@@ -171,6 +213,55 @@ fn a_broken_template_is_said_removed_and_not_used() {
             "loading the guest",
         ]);
     assert_eq!(templates(&bulkhead), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_template_removed_while_it_is_cloned_is_built_again() {
+    let Some(bulkhead) = Installation::for_wall(Wall::MicroVm) else {
+        return;
+    };
+    let bulkhead = bulkhead.with_own_templates();
+    // In the VMM's place: it has the template pruned between the runtime's finding and the VMM's opening it, once.
+    let vmm = bulkhead.scratch("vmm").join("bulkhead-vmm");
+    let script = format!(
+        "#!/bin/sh\n\
+        set -eu\n\
+        read -r config || true\n\
+        case $config in *'\"restore\":\"'*)\n\
+        if mkdir \"$0.pruned\" 2>/dev/null; then rm -r '{}'/*[0-9a-f]; fi ;;\n\
+        esac\n\
+        printf %s \"$config\" >\"$0.$$\"\n\
+        exec '{}' \"$@\" <\"$0.$$\"\n",
+        bulkhead.templates().display(),
+        tests::binary("bulkhead-vmm").display(),
+    );
+    fs::write(&vmm, script).unwrap();
+    fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
+    let configuration = bulkhead.configuration(&format!("[microvm]\nvmm = \"{}\"", vmm.display()));
+    let configured = || {
+        let mut command = bulkhead.bulkhead();
+        command.arg("--config").arg(&configuration);
+        command
+    };
+    finish(configured().args(["template", "build"])).expect(0);
+    let mut run = configured();
+    run.args(["run", "--rm", "--isolation", "microvm", "--template", "require"]);
+    run.args(["--name", &bulkhead.fresh_name(), &bulkhead.image(), "true"]);
+    finish(&mut run).expect(0);
+    assert!(vmm.with_extension("pruned").exists(), "nothing was removed");
+    assert_eq!(templates(&bulkhead).len(), 1);
+}
+
+#[test]
+fn a_folder_of_templates_may_have_a_long_path() {
+    let Some(bulkhead) = Installation::for_wall(Wall::MicroVm) else {
+        return;
+    };
+    // A unix address holds 107 bytes.
+    let folder = bulkhead.scratch(&"long".repeat(30));
+    let bulkhead = bulkhead.with_templates_in(folder.join("templates"));
+    finish(bulkhead.bulkhead().args(["template", "build"])).expect(0);
+    assert_eq!(templates(&bulkhead).len(), 1);
 }
 
 #[test]
@@ -247,7 +338,6 @@ fn without_room_for_a_template_the_machine_boots_and_says_why() {
 }
 
 fn mode(path: &Path) -> u32 {
-    use std::os::unix::fs::PermissionsExt as _;
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 

@@ -14,10 +14,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 
 use crate::vcpu::counters::ExitCounts;
@@ -145,7 +146,7 @@ impl ControlServer {
     /// # Errors
     /// When there is something already, or the directory does not allow it.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+        let listener = bind(path)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             path: path.to_owned(),
@@ -186,6 +187,21 @@ impl Drop for ControlServer {
         // Somebody else may have removed it, with its directory.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Binds by way of the directory: a unix address has room for 107 bytes (unix(7)), and paths are longer.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the path ends in no file name"))?;
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open(parent, flags, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    UnixListener::bind(short.join(name))
 }
 
 fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequested>) -> Response {
@@ -314,6 +330,18 @@ mod tests {
             self.stream.read_line(&mut answer).unwrap();
             (answer, stop)
         }
+    }
+
+    #[test]
+    fn a_path_too_long_for_an_address_works_and_goes_with_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(120));
+        fs::create_dir(&deep).unwrap();
+        let path = deep.join("control");
+        let server = ControlServer::bind(&path).unwrap();
+        assert!(path.exists());
+        drop(server);
+        assert!(!path.exists());
     }
 
     #[test]

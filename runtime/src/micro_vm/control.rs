@@ -9,6 +9,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use vmm::control::{Request, Response};
 
+use super::unix_path::UnixPath;
+
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: u64 = 1 << 20;
 
@@ -58,7 +60,8 @@ async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlE
         socket: socket.to_owned(),
         source,
     };
-    let mut connection = UnixStream::connect(socket).await.map_err(failed)?;
+    let path = UnixPath::to(socket).map_err(failed)?;
+    let mut connection = UnixStream::connect(path.reach()).await.map_err(failed)?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     connection.write_all(&line).await.map_err(failed)?;

@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::unix_path::UnixPath;
+
 /// The guest answers a connection from its kernel, so a later answer means a broken guest.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -70,7 +72,8 @@ async fn handshake(socket: &Path, port: u32) -> Result<UnixStream, ConnectError>
         socket: socket.to_owned(),
         source,
     };
-    let mut connection = UnixStream::connect(socket).await.map_err(failed)?;
+    let path = UnixPath::to(socket).map_err(failed)?;
+    let mut connection = UnixStream::connect(path.reach()).await.map_err(failed)?;
     connection
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await

@@ -9,6 +9,7 @@ mod pod_network;
 pub mod shared_directory;
 pub mod start;
 pub mod template;
+pub mod unix_path;
 pub mod vmm_process;
 
 use std::cell::RefCell;

@@ -15,9 +15,13 @@ use super::boot::{self, BootError, LOAD_DEADLINE, RESUME_DEADLINE, Stage, stage}
 use super::shared_directory;
 use super::template::store::{Template, TemplateStore};
 use super::template::{self, TemplateError, TemplatePolicy};
+use super::unix_path::UnixPath;
 use super::vmm_process::VmmProcess;
 use crate::configuration::MicroVmConfiguration;
 use crate::sizing::MachineSize;
+
+/// How often a template is obtained whose predecessor was removed while it was cloned.
+const CLONING_TRIES: u32 = 3;
 
 /// Every guest's context id: vsock is served within the VMM's process, so ids need not differ between machines.
 const GUEST_CID: u32 = 3;
@@ -156,32 +160,40 @@ async fn clone(
     record: &mut StartRecord,
 ) -> Result<StartedMachine, TemplateError> {
     let store = TemplateStore::new(configuration.templates.clone(), configuration.templates_limit);
-    let begun = Instant::now();
-    let (template, built) = template::obtain(&store, configuration, size).await?;
-    record.phase("template", begun);
-    let begun = Instant::now();
-    match launch(configuration, directory, size, export, Some(&template)).await {
-        Ok(machine) => {
-            record.phase("clone", begun);
-            record.origin = Origin::Clone {
-                template: template.name,
-                built,
-            };
-            Ok(machine)
-        }
-        Err(source) => {
-            // A template that the VMM refuses, or whose guest does not wake up, fails the next time as well.
-            if matches!(source, BootError::Stage { .. }) {
-                discard(&store, &template.name);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let begun = Instant::now();
+        let (template, built) = template::obtain(&store, configuration, size).await?;
+        record.phase("template", begun);
+        let begun = Instant::now();
+        let source = match launch(configuration, directory, size, export, Some(&template)).await {
+            Ok(machine) => {
+                record.phase("clone", begun);
+                record.origin = Origin::Clone {
+                    template: template.name,
+                    built,
+                };
+                return Ok(machine);
             }
-            if let Err(left) = clear(directory) {
-                eprintln!("bulkhead: {:#}", anyhow::Error::new(left));
-            }
-            Err(TemplateError::Clone {
-                template: template.name,
-                source,
-            })
+            Err(source) => source,
+        };
+        if let Err(left) = clear(directory) {
+            eprintln!("bulkhead: {:#}", anyhow::Error::new(left));
         }
+        let refused = matches!(source, BootError::Stage { .. });
+        if refused && !store.holds(&template) && tries < CLONING_TRIES {
+            // Somebody removed it between our finding it and the VMM's opening it.
+            continue;
+        }
+        // A template that the VMM refuses, or whose guest does not wake up, fails the next time as well.
+        if refused && store.holds(&template) {
+            discard(&store, &template.name);
+        }
+        return Err(TemplateError::Clone {
+            template: template.name,
+            source,
+        });
     }
 }
 
@@ -212,7 +224,9 @@ async fn launch(
 ) -> Result<StartedMachine, BootError> {
     let paths = MachinePaths::of(directory);
     let event_socket = PathBuf::from(format!("{}_{}", paths.vsock.display(), protocol::ports::EVENT));
-    let events = UnixListener::bind(&event_socket).map_err(io_error("listening on", &event_socket))?;
+    let events = UnixPath::to(&event_socket)
+        .and_then(|path| UnixListener::bind(path.reach()))
+        .map_err(io_error("listening on", &event_socket))?;
     let machine = MachineConfig {
         kernel: configuration.kernel.clone(),
         initramfs: configuration.initramfs.clone(),

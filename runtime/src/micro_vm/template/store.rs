@@ -51,6 +51,8 @@ pub struct Template {
     /// Its name.
     pub name: String,
     path: PathBuf,
+    /// Device and inode of its folder: another template of the same name has another.
+    identity: (u64, u64),
 }
 
 impl Template {
@@ -151,10 +153,17 @@ impl TemplateStore {
             return None;
         }
         let path = self.directory.join(name);
+        let identity = identity(&path).ok()?;
         path.join(INPUTS).is_file().then(|| Template {
             name: name.to_owned(),
             path,
+            identity,
         })
+    }
+
+    /// Whether the very template is still there; removed, and also built anew, it is not.
+    pub fn holds(&self, template: &Template) -> bool {
+        identity(&template.path).is_ok_and(|now| now == template.identity)
     }
 
     /// The template whose name begins so.
@@ -370,10 +379,12 @@ impl TemplateLock {
             .and_then(|()| File::open(&description)?.sync_all())
             .map_err(io_error("writing", &description))?;
         remove(&self.path)?;
+        let identity = identity(&building).map_err(io_error("examining", &building))?;
         fs::rename(&building, &self.path).map_err(io_error("renaming", &building))?;
         Ok(Template {
             name: self.name.clone(),
             path: self.path.clone(),
+            identity,
         })
     }
 
@@ -412,6 +423,11 @@ pub struct BuildSite {
     pub machine: PathBuf,
     /// The empty folder for its snapshot.
     pub snapshot: PathBuf,
+}
+
+fn identity(folder: &Path) -> io::Result<(u64, u64)> {
+    let status = fs::metadata(folder)?;
+    Ok((status.dev(), status.ino()))
 }
 
 fn summary(template: Template) -> Result<TemplateSummary, StoreError> {
@@ -509,6 +525,28 @@ mod tests {
         // The file that was locked is gone: the lock is of the next one.
         let (lock, ()) = tokio::join!(waiting, release);
         assert!(lock.unwrap().begin().unwrap().snapshot.is_dir());
+    }
+
+    #[test]
+    fn a_template_that_was_removed_and_built_anew_is_another() {
+        let (folder, store) = store();
+        let name = "0123456789abcdef";
+        let path = folder.path().join(name);
+        let build = |at: &Path| {
+            fs::create_dir(at).unwrap();
+            fs::write(at.join(INPUTS), "").unwrap();
+        };
+        build(&path);
+        let template = store.find(name).unwrap();
+        assert!(store.holds(&template));
+        // Both exist for a moment, so that the second cannot have the first one's inode.
+        let next = folder.path().join("next");
+        build(&next);
+        fs::remove_dir_all(&path).unwrap();
+        assert!(!store.holds(&template));
+        fs::rename(&next, &path).unwrap();
+        assert!(!store.holds(&template));
+        assert!(store.holds(&store.find(name).unwrap()));
     }
 
     #[tokio::test(flavor = "current_thread")]
