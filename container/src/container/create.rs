@@ -189,14 +189,7 @@ impl Creation<'_> {
                 .be_patient_for(PATIENCE)
                 .map_err(CreateError::step("bound the wait for the container's process"))?;
         }
-        let stdio = match std::mem::replace(&mut self.options.stdio, Stdio::Inherit) {
-            Stdio::Files {
-                stdin,
-                stdout,
-                stderr,
-            } => Some([stdin, stdout, stderr]),
-            Stdio::Inherit | Stdio::Terminal => None,
-        };
+        let stdio = std::mem::replace(&mut self.options.stdio, Stdio::Inherit).into_files();
         let init = Init {
             plan: self.plan,
             cgroup: self.cgroup,

@@ -26,6 +26,20 @@ pub enum Stdio {
     Terminal,
 }
 
+impl Stdio {
+    /// Input, output and error, where they are files.
+    pub(super) fn into_files(self) -> Option<[OwnedFd; 3]> {
+        match self {
+            Stdio::Files {
+                stdin,
+                stdout,
+                stderr,
+            } => Some([stdin, stdout, stderr]),
+            Stdio::Inherit | Stdio::Terminal => None,
+        }
+    }
+}
+
 /// What to create, and how it is connected.
 #[derive(Debug)]
 pub struct CreateOptions<'a> {

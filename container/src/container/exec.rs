@@ -266,14 +266,6 @@ impl Container {
         } else {
             None
         };
-        let stdio = match options.stdio {
-            Stdio::Files {
-                stdin,
-                stdout,
-                stderr,
-            } => Some([stdin, stdout, stderr]),
-            Stdio::Inherit | Stdio::Terminal => None,
-        };
         let joining = Joining {
             process: &process,
             namespaces: &namespaces,
@@ -282,7 +274,7 @@ impl Container {
             container: container.as_fd(),
             root,
             cgroup_entrances: cgroup_entrances.unwrap_or_default(),
-            stdio,
+            stdio: options.stdio.into_files(),
             channel: init_channel,
             preserved: options.preserved,
             not_ours: [
