@@ -23,7 +23,7 @@ const SETTLING: Duration = Duration::from_secs(3);
 const WINDOW: Duration = Duration::from_secs(10);
 /// What is left to everybody else, in KiB.
 const MEMORY_LEFT: u64 = 1 << 20;
-/// The part of all processors that idle clones may take before there is no use in more.
+/// The part of all processors that idle clones may take; beyond it only their memory can be told, of paused ones.
 const BUSY: f64 = 0.9;
 
 /// What to measure.
@@ -202,8 +202,8 @@ struct Sample {
     /// By how much the host's figures have changed since there were none.
     less_available: i64,
     more_kernel: i64,
-    /// Of one processor.
-    processor: f64,
+    /// Of one processor; nothing where they are paused.
+    processor: Option<f64>,
 }
 
 fn idle(parts: Parts<'_>, template: &Path, options: &Options) -> anyhow::Result<()> {
@@ -211,9 +211,10 @@ fn idle(parts: Parts<'_>, template: &Path, options: &Options) -> anyhow::Result<
     let processors = thread::available_parallelism()?.get() as f64;
     let mut clones: Vec<(Machine, Vec<MemoryRange>)> = Vec::new();
     let mut samples: Vec<Sample> = Vec::new();
-    let mut stopped = None;
+    let (mut paused_from, mut stopped) = (None, None);
     while clones.len() < options.idle && stopped.is_none() {
         let mut starts = Vec::new();
+        let earlier = clones.len();
         for _ in 0..STEP.min(options.idle - clones.len()) {
             let start = Machine::start(parts, Some(template))
                 .and_then(|machine| Ok((machine.statistics()?.1, machine)));
@@ -232,21 +233,38 @@ fn idle(parts: Parts<'_>, template: &Path, options: &Options) -> anyhow::Result<
             break;
         };
         thread::sleep(SETTLING);
-        let sample = sample(&clones, before, last_start, median(&starts))?;
+        let processor = if paused_from.is_some() {
+            pause(clones.get(earlier..).unwrap_or_default())?;
+            None
+        } else {
+            Some(processors_taken(&clones)?)
+        };
+        let sample = Sample {
+            processor,
+            ..sample(&clones, before, last_start, median(&starts))?
+        };
         eprintln!(
-            "{} clones: {} MiB, {:.0} % of a processor",
+            "{} clones: {} MiB, {} % of a processor",
             sample.clones,
             sample.memory.total() / 1024,
-            sample.processor * 100.0
+            percent(sample.processor)
         );
-        if sample.processor >= BUSY * processors {
-            stopped = Some("idle, they take nearly all the processors' time".to_owned());
-        } else if Host::now()?.available < MEMORY_LEFT {
+        if processor.is_some_and(|taken| taken >= BUSY * processors) {
+            pause(&clones)?;
+            paused_from = Some(clones.len());
+        }
+        if Host::now()?.available < MEMORY_LEFT {
             stopped = Some(format!("less than {} MiB are left", MEMORY_LEFT / 1024));
         }
         samples.push(sample);
     }
     print(&samples);
+    if let Some(clones) = paused_from {
+        println!(
+            "{clones} idle clones take {:.0} % of all processors or more: beyond that they are paused 3 s after their start",
+            BUSY * 100.0
+        );
+    }
     if let Some(reason) = stopped {
         println!("stopped at {} clones: {reason}", clones.len());
     }
@@ -257,12 +275,16 @@ fn idle(parts: Parts<'_>, template: &Path, options: &Options) -> anyhow::Result<
     Ok(())
 }
 
-fn sample(
-    clones: &[(Machine, Vec<MemoryRange>)],
-    before: Host,
-    last_start: Duration,
-    start: Duration,
-) -> anyhow::Result<Sample> {
+fn pause(clones: &[(Machine, Vec<MemoryRange>)]) -> anyhow::Result<()> {
+    clones.iter().try_for_each(|(machine, _)| machine.pause())
+}
+
+fn percent(part: Option<f64>) -> String {
+    part.map_or_else(|| "-".to_owned(), |part| format!("{:.1}", part * 100.0))
+}
+
+/// The processors that they keep busy, as a number of them.
+fn processors_taken(clones: &[(Machine, Vec<MemoryRange>)]) -> anyhow::Result<f64> {
     let processor_time = || -> anyhow::Result<Vec<Duration>> {
         clones
             .iter()
@@ -279,6 +301,16 @@ fn sample(
         .zip(&first)
         .map(|(last, first)| last.saturating_sub(*first))
         .sum();
+    Ok(spent.as_secs_f64() / window.as_secs_f64())
+}
+
+/// Everything of a sample but the processors' time.
+fn sample(
+    clones: &[(Machine, Vec<MemoryRange>)],
+    before: Host,
+    last_start: Duration,
+    start: Duration,
+) -> anyhow::Result<Sample> {
     let memory = clones
         .iter()
         .map(|(machine, guest_memory)| machine.memory(guest_memory))
@@ -291,7 +323,7 @@ fn sample(
         memory,
         less_available: before.available.cast_signed() - now.available.cast_signed(),
         more_kernel: now.kernel.cast_signed() - before.kernel.cast_signed(),
-        processor: spent.as_secs_f64() / window.as_secs_f64(),
+        processor: None,
     })
 }
 
@@ -325,7 +357,7 @@ fn print(samples: &[Sample]) {
             (memory.total() / sample.clones as u64).to_string(),
             (sample.more_kernel / 1024).to_string(),
             (sample.less_available / 1024).to_string(),
-            format!("{:.1}", sample.processor * 100.0),
+            percent(sample.processor),
             milliseconds(sample.last_start),
             milliseconds(sample.start),
         ]);
@@ -334,20 +366,22 @@ fn print(samples: &[Sample]) {
 }
 
 fn draw(samples: &[Sample]) -> String {
-    let points = |value: &dyn Fn(&Sample) -> f64| {
-        let measured = samples.iter().map(|sample| (sample.clones as f64, value(sample)));
+    let points = |value: &dyn Fn(&Sample) -> Option<f64>| {
+        let measured = samples
+            .iter()
+            .filter_map(|sample| Some((sample.clones as f64, value(sample)?)));
         [(0.0, 0.0)].into_iter().chain(measured).collect()
     };
     let memory = Line {
         label: "memory of all, MiB",
         colour: "#1f5fa8",
-        points: points(&|sample| sample.memory.total() as f64 / 1024.0),
+        points: points(&|sample| Some(sample.memory.total() as f64 / 1024.0)),
     };
     let processor = Line {
         label: "processor time of all, % of one",
         colour: "#b0441f",
-        points: points(&|sample| sample.processor * 100.0),
+        points: points(&|sample| sample.processor.map(|part| part * 100.0)),
     };
-    let title = format!("Idle clones of one {MEMORY_MIB} MiB machine");
+    let title = format!("Clones of one {MEMORY_MIB} MiB machine");
     chart::svg(&title, "clones alive", &memory, &processor)
 }

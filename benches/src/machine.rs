@@ -140,11 +140,7 @@ impl Machine {
                 Event::Exit(exit) => bail!("the machine ended: {}", exit.reason.message),
             }
         };
-        let mut events = agents_connection(&listener, &mut process)?;
-        events.set_read_timeout(Some(PATIENCE))?;
-        events
-            .read_exact(&mut [0; 4])
-            .context("waiting for the agent's first word")?;
+        let events = agent_ready(&listener, &mut process)?;
         Ok(Self {
             process,
             control,
@@ -164,6 +160,16 @@ impl Machine {
         ensure!(
             answer == Response::Snapshot,
             "asked for a snapshot, the VMM answered {answer:?}"
+        );
+        Ok(())
+    }
+
+    /// Has it do nothing any more.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        let answer = self.ask(&Request::Pause)?;
+        ensure!(
+            answer == Response::Paused,
+            "asked to pause, the VMM answered {answer:?}"
         );
         Ok(())
     }
@@ -209,13 +215,29 @@ impl Machine {
     }
 }
 
-/// Waits for the agent to connect, for as long as its machine lives.
-fn agents_connection(listener: &UnixListener, process: &mut Process) -> anyhow::Result<UnixStream> {
+/// Waits for the agent's first word, for as long as its machine lives. An agent whose connection took too long makes
+/// another: the last one counts.
+fn agent_ready(listener: &UnixListener, process: &mut Process) -> anyhow::Result<UnixStream> {
     let begun = Instant::now();
+    let mut connection: Option<UnixStream> = None;
     loop {
-        let mut awaited = [PollFd::new(listener, PollFlags::IN)];
-        if poll(&mut awaited, Some(&STEP))? > 0 {
-            return Ok(listener.accept()?.0);
+        let mut awaited = vec![PollFd::new(listener, PollFlags::IN)];
+        awaited.extend(
+            connection
+                .iter()
+                .map(|connection| PollFd::new(connection, PollFlags::IN)),
+        );
+        poll(&mut awaited, Some(&STEP))?;
+        let happened = |index: usize| awaited.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let (another, word) = (happened(0), happened(1));
+        if word && let Some(mut spoken) = connection.take() {
+            // Closed without a word, it was given up.
+            if spoken.read(&mut [0; 4]).is_ok_and(|bytes| bytes > 0) {
+                return Ok(spoken);
+            }
+        }
+        if another {
+            connection = Some(listener.accept()?.0);
         }
         if let Some(status) = process.0.try_wait()? {
             bail!("the VMM ended with {status} before the agent was ready");
