@@ -59,9 +59,9 @@ pub use cgroup::{
     ProcessStatistics, Statistics, Throttling,
 };
 pub use container::{
-    Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed, InitFailure,
-    KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio, UpdateError,
-    create, list,
+    ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,
+    InitFailure, KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio,
+    UpdateError, create, list,
 };
 pub use features::{OCI_VERSION, features};
 pub use hook::HookError;

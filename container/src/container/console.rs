@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -17,8 +17,23 @@ use rustix::net::{
 /// How long a client may take to accept a connection, and what is sent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The terminal could not be delivered.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot send the terminal to the console socket {}", path.display())]
+pub struct ConsoleSocketError {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// Sends `terminal` to whoever listens at `path`.
-pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> Result<(), ConsoleSocketError> {
+    send_to(path, terminal).map_err(|errno| ConsoleSocketError {
+        path: path.to_owned(),
+        source: errno.into(),
+    })
+}
+
+fn send_to(path: &Path, terminal: BorrowedFd<'_>) -> Result<(), Errno> {
     let socket = connect_to(path, SocketType::STREAM)?;
     let descriptors = [terminal];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -308,10 +308,7 @@ impl Creation<'_> {
         let (Some(path), Some(terminal)) = (self.options.console_socket, &terminal) else {
             return Ok(terminal);
         };
-        send_terminal(path, terminal.as_fd()).map_err(|source| CreateError::ConsoleSocket {
-            path: path.to_owned(),
-            source,
-        })?;
+        send_terminal(path, terminal.as_fd())?;
         Ok(None)
     }
 

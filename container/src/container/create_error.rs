@@ -1,11 +1,10 @@
 //! Why `create` fails.
 
 use std::io;
-use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use super::{InitFailure, PidFileError, SeccompAgentError};
+use super::{ConsoleSocketError, InitFailure, PidFileError, SeccompAgentError};
 use crate::cgroup::CgroupError;
 use crate::hook::HookError;
 use crate::init::NamespaceError;
@@ -66,14 +65,8 @@ pub enum CreateError {
     #[error(transparent)]
     SeccompAgent(#[from] SeccompAgentError),
     /// The terminal could not be delivered.
-    #[error("cannot send the terminal to the console socket {}", path.display())]
-    ConsoleSocket {
-        /// The socket.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    ConsoleSocket(#[from] ConsoleSocketError),
     /// The pid file could not be written.
     #[error(transparent)]
     PidFile(#[from] PidFileError),

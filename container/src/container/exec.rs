@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
@@ -15,7 +15,10 @@ use super::console::send_terminal;
 use super::create::check_streams;
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
-use super::{Container, CreateError, InitFailure, PidFileError, SeccompAgentError, Stdio, seccomp_agent};
+use super::{
+    ConsoleSocketError, Container, CreateError, InitFailure, PidFileError, SeccompAgentError, Stdio,
+    seccomp_agent,
+};
 use crate::cgroup::CgroupError;
 use crate::join::Joining;
 use crate::kernel::clone3::{Forked, clone3};
@@ -91,14 +94,8 @@ pub enum ExecError {
     #[error(transparent)]
     SeccompAgent(#[from] SeccompAgentError),
     /// The terminal could not be delivered.
-    #[error("cannot send the terminal to the console socket {}", path.display())]
-    ConsoleSocket {
-        /// The socket.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    ConsoleSocket(#[from] ConsoleSocketError),
     /// The pid file could not be written.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
@@ -367,10 +364,7 @@ impl Executed {
         };
         match (terminal, console_socket) {
             (Some(terminal), Some(path)) => {
-                send_terminal(path, terminal.as_fd()).map_err(|source| ExecError::ConsoleSocket {
-                    path: path.to_owned(),
-                    source,
-                })?;
+                send_terminal(path, terminal.as_fd())?;
             }
             (terminal, _) => self.terminal = terminal,
         }

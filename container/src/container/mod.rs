@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+pub use console::ConsoleSocketError;
 pub use create::create;
 pub use create_error::CreateError;
 pub use create_options::{CreateOptions, Stdio};

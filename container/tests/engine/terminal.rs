@@ -117,7 +117,7 @@ fn a_console_socket_nobody_listens_at_undoes_the_creation() {
     let options = CreateOptions::new(&states, &bundle.id, &loaded).console_socket(Some(&path));
     let error = container::create(options).unwrap_err();
     assert!(
-        matches!(error, CreateError::ConsoleSocket { .. }),
+        matches!(error, CreateError::ConsoleSocket(_)),
         "{}",
         chain(&error)
     );
