@@ -155,17 +155,14 @@ fn set_environment(command: &mut Command, configured: Option<&[String]>, default
         let owned = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
         Some((owned(name), owned(value.get(1..)?)))
     };
-    match (configured, default) {
-        (Some(variables), _) => {
-            let variables = variables.iter().filter_map(|variable| split(variable.as_bytes()));
-            command.env_clear().envs(variables);
-        }
-        (None, DefaultEnvironment::Inherited) => {}
+    let variables: Vec<&[u8]> = match (configured, default) {
+        (Some(variables), _) => variables.iter().map(|variable| variable.as_bytes()).collect(),
         (None, DefaultEnvironment::These(variables)) => {
-            let variables = variables.iter().filter_map(|variable| split(variable.as_bytes()));
-            command.env_clear().envs(variables);
+            variables.iter().map(|variable| variable.as_bytes()).collect()
         }
-    }
+        (None, DefaultEnvironment::Inherited) => return,
+    };
+    command.env_clear().envs(variables.into_iter().filter_map(split));
 }
 
 /// How the child ended; none when its time was up and it was killed.
