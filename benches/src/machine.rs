@@ -114,6 +114,7 @@ impl Machine {
             shared_directories: Vec::new(),
             control_socket: Some(control.clone()),
             die_with_parent: true,
+            own_root: false,
             restore: restore.map(Path::to_owned),
         };
         let begun = Instant::now();

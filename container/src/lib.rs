@@ -38,6 +38,7 @@ mod cgroup;
 mod container;
 mod features;
 mod hook;
+mod host_hooks;
 mod id;
 mod init;
 mod join;
@@ -61,16 +62,17 @@ pub use cgroup::{
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,
     InitFailure, KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio,
-    UpdateError, create, list,
+    UpdateError, create, list, send_terminal, write_pid_file,
 };
 pub use features::{OCI_VERSION, features};
 pub use hook::HookError;
+pub use host_hooks::HostHooks;
 pub use id::{ContainerId, InvalidContainerId};
 pub use init::NamespaceError;
-pub use kernel::{bring_loopback_up, set_read_only};
+pub use kernel::{bring_loopback_up, close_on_exec_all_but_stdio_and, set_read_only};
 pub use network::NetDeviceError;
 pub use own_program::{ProgramError, keep_own_program_out_of_reach, own_program_path};
 pub use plan::SpecError;
 pub use process::CommandFailure;
 pub use signal::{Signal, UnknownSignal};
-pub use state::{OciState, StateDirectory, StateError, Status};
+pub use state::{OciState, ProcessIdentity, StateDirectory, StateError, Status};

@@ -10,6 +10,9 @@ pub const ANNOTATION_PREFIX: &str = "dev.bulkhead.";
 /// The annotation that chooses the wall.
 pub const ISOLATION_ANNOTATION: &str = "dev.bulkhead.isolation";
 
+/// The annotation that names the container whose sandbox another one joins.
+pub const SANDBOX_ANNOTATION: &str = "dev.bulkhead.sandbox";
+
 /// The wall between a pod and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -31,7 +34,9 @@ pub struct UnknownIsolation(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnnotationError {
     /// An annotation in our namespace that has no meaning.
-    #[error("unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION} only")]
+    #[error(
+        "unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION} and {SANDBOX_ANNOTATION}"
+    )]
     Unknown {
         /// Its name.
         name: String,
@@ -60,10 +65,11 @@ impl Isolation {
             .iter()
             .filter(|(name, _)| name.starts_with(ANNOTATION_PREFIX))
         {
-            if name != ISOLATION_ANNOTATION {
-                return Err(AnnotationError::Unknown { name: name.clone() });
+            match name.as_str() {
+                ISOLATION_ANNOTATION => isolation = Some(value.parse()?),
+                SANDBOX_ANNOTATION => {}
+                _ => return Err(AnnotationError::Unknown { name: name.clone() }),
             }
-            isolation = Some(value.parse()?);
         }
         Ok(isolation)
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::leftovers;
+use crate::{Wall, leftovers};
 
 /// Runs in the new namespaces, says `ready`, and stays for as long as they do. `$1` is the test's folder.
 const HOLDER: &str = r#"
@@ -278,25 +278,32 @@ pub struct OciRuntime {
     /// The program.
     pub program: PathBuf,
     /// Options that stand before the verb.
-    pub options: Vec<&'static str>,
+    pub options: Vec<String>,
 }
 
 impl OciRuntime {
-    /// The runtime of this run of the tests, behind the shared-kernel wall. Ours is copied to where it can be seen
-    /// wherever the checkout is.
-    pub fn under_test(namespace: &ClientNamespace) -> OciRuntime {
+    /// The runtime of this run of the tests, behind this wall. Ours is copied to where it can be seen wherever the
+    /// checkout is.
+    pub fn under_test(namespace: &ClientNamespace, wall: Wall) -> OciRuntime {
         if let Some(program) = std::env::var_os("BULKHEAD_OCI_UNDER_TEST") {
             return OciRuntime {
                 program: program.into(),
                 options: Vec::new(),
             };
         }
-        let program = namespace.directory().join("bulkhead-oci");
-        fs::copy(crate::binary("bulkhead-oci"), &program).expect("the binary; `make build` makes it");
-        OciRuntime {
-            program,
-            options: vec!["--isolation=shared-kernel"],
+        let copied = |name: &str| {
+            let copy = namespace.directory().join(name);
+            fs::copy(crate::binary(name), &copy).expect("the binary; `make build` makes it");
+            copy
+        };
+        let program = copied("bulkhead-oci");
+        let mut options = vec![format!("--isolation={}", wall.word())];
+        if wall == Wall::MicroVm {
+            copied("bulkhead-attendant");
+            let file = namespace.file("bulkhead.toml", &crate::microvm_configuration());
+            options.push(format!("--config={}", file.display()));
         }
+        OciRuntime { program, options }
     }
 
     /// A program without options that runs the runtime with them, for a client that knows no others.

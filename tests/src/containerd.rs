@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::client_namespace::{ClientNamespace, OciRuntime};
-use crate::{Finished, finish};
+use crate::{Finished, Wall, finish};
 
 /// The name under which containerd knows the busybox image.
 pub const IMAGE: &str = "localhost/busybox:latest";
@@ -84,7 +84,7 @@ impl Containerd {
             "/usr/lib/cni/bridge",
         ];
         let namespace = ClientNamespace::for_clients(&programs)?;
-        let runtime = OciRuntime::under_test(&namespace).wrapper(&namespace);
+        let runtime = OciRuntime::under_test(&namespace, Wall::SharedKernel).wrapper(&namespace);
         let directory = namespace.directory().display().to_string();
         let fill = |text: &str| {
             text.replace("@DIRECTORY@", &directory)

@@ -62,8 +62,7 @@ impl Installation {
             println!("SKIPPED: containers need root");
             return None;
         }
-        if wall == Wall::MicroVm && !Path::new("/dev/kvm").exists() {
-            println!("SKIPPED: microVMs need /dev/kvm");
+        if wall == Wall::MicroVm && !kvm_is_there() {
             return None;
         }
         let directory = tempfile::Builder::new()
@@ -251,6 +250,27 @@ pub fn finish(command: &mut Command) -> Finished {
 /// A binary of ours.
 pub fn binary(name: &str) -> PathBuf {
     folder("BULKHEAD_BIN", "out/bin").join(name)
+}
+
+/// Whether there can be microVMs; said aloud where not.
+pub fn kvm_is_there() -> bool {
+    let is_there = Path::new("/dev/kvm").exists();
+    if !is_there {
+        println!("SKIPPED: microVMs need /dev/kvm");
+    }
+    is_there
+}
+
+/// A configuration file for a copy of ours elsewhere: the parts of a microVM are where they were built, so that templates
+/// are those that every test may clone from.
+pub fn microvm_configuration() -> String {
+    format!(
+        "[microvm]\nvmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\ntemplates = {:?}\n",
+        binary("bulkhead-vmm"),
+        guest_part("vmlinux"),
+        guest_part("initramfs.cpio"),
+        shared_templates()
+    )
 }
 
 /// Templates that every test may clone from, kept for the next run: they depend on nothing but what was built.

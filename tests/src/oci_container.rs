@@ -6,11 +6,13 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::oci::{Containers, OciBundle};
-use crate::{Finished, finish};
+use crate::{Finished, Wall, finish};
 
 /// A bundle, its configuration, and the verbs about the container made of it.
 #[derive(Debug)]
 pub struct OciContainer {
+    wall: Wall,
+    configuration: PathBuf,
     containers: Containers,
     bundle: OciBundle,
     /// What `config.json` will hold.
@@ -18,15 +20,27 @@ pub struct OciContainer {
 }
 
 impl OciContainer {
-    /// A bundle that runs `arguments`; `None`, said aloud, where containers cannot be made.
+    /// A bundle that runs `arguments` on the host's kernel; `None`, said aloud, where containers cannot be made.
     pub fn new(arguments: &[&str]) -> Option<Self> {
+        Self::behind(Wall::SharedKernel, arguments)
+    }
+
+    /// A bundle that runs `arguments` behind this wall; `None`, said aloud, where it cannot be had.
+    pub fn behind(wall: Wall, arguments: &[&str]) -> Option<Self> {
+        if wall == Wall::MicroVm && !crate::kvm_is_there() {
+            return None;
+        }
         let containers = Containers::new()?;
         let config = configuration(arguments);
         let bundle = containers.bundle("one", "true", |_| {});
+        let configuration = containers.directory().join("bulkhead.toml");
+        std::fs::write(&configuration, crate::microvm_configuration()).expect("a file");
         Some(Self {
+            wall,
             containers,
             bundle,
             config,
+            configuration,
         })
     }
 
@@ -50,11 +64,22 @@ impl OciContainer {
         self.bundle.id.clone()
     }
 
-    /// `bulkhead-oci VERB`, in the bundle's folder and behind the shared-kernel wall.
+    /// Another container of the same root file system, under an id of its own and in the same root of states.
+    pub fn sibling(&self, name: &str, arguments: &[&str]) -> OciBundle {
+        let sibling = self.containers.bundle(name, "true", |_| {});
+        let path = sibling.folder.join("config.json");
+        std::fs::write(path, configuration(arguments).to_string()).expect("config.json");
+        sibling
+    }
+
+    /// `bulkhead-oci VERB`, in the bundle's folder.
     pub fn command(&self, verb: &str) -> Command {
         let path = self.bundle.folder.join("config.json");
         std::fs::write(path, self.config.to_string()).expect("config.json");
-        let mut command = self.containers.command(&["--isolation", "shared-kernel", verb]);
+        let mut command = self
+            .containers
+            .command(&["--isolation", self.wall.word(), "--config"]);
+        command.arg(&self.configuration).arg(verb);
         command.current_dir(&self.bundle.folder);
         command
     }

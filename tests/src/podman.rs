@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client_namespace::{ClientNamespace, OciRuntime};
-use crate::{Finished, finish};
+use crate::{Finished, Wall, finish};
 
 /// The name under which Podman knows the busybox image.
 pub const IMAGE: &str = "localhost/busybox:latest";
@@ -32,13 +32,21 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// A fresh installation; `None`, said aloud, where Podman is missing.
+    /// A fresh installation whose containers are on the host's kernel; `None`, said aloud, where Podman is missing.
     pub fn install() -> Option<Podman> {
+        Self::install_behind(Wall::SharedKernel)
+    }
+
+    /// A fresh installation whose containers stand behind this wall; `None`, said aloud, where it cannot be had.
+    pub fn install_behind(wall: Wall) -> Option<Podman> {
+        if wall == Wall::MicroVm && !crate::kvm_is_there() {
+            return None;
+        }
         let programs = ["podman", "conmon", "/usr/lib/podman/netavark", "iptables"];
         let namespace = ClientNamespace::for_clients(&programs)?;
         namespace.file("containers.conf", CONFIGURATION);
         let podman = Podman {
-            runtime: OciRuntime::under_test(&namespace),
+            runtime: OciRuntime::under_test(&namespace, wall),
             namespace,
         };
         let archive = podman.namespace.directory().join("busybox.tar");

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,11 @@ pub struct MachineConfig {
     /// Whether the machine is killed when the thread that started it ends.
     #[serde(default)]
     pub die_with_parent: bool,
+    /// Whether the process [makes the directory it is started in its root](crate::own_root) once its files are open, and
+    /// sees nothing else of the host's. The names of the files it makes and of the shared directories must then be
+    /// relative, without `..`.
+    #[serde(default)]
+    pub own_root: bool,
     /// The directory of a [snapshot](crate::snapshot) to go on from, if the machine is not to boot. The kernel, the
     /// initial file system and the command line are then in the guest's memory already and their files are not opened.
     /// The vCPUs, the memory and the devices must be those of the snapshot; what the host gives them may differ.
@@ -140,6 +145,12 @@ pub enum ConfigError {
         /// The tag.
         tag: String,
     },
+    /// A file that would lie outside the process's own root.
+    #[error("{}: with own_root it is a relative path below the folder the VMM is started in", .path.display())]
+    OutsideOwnRoot {
+        /// The path.
+        path: PathBuf,
+    },
     /// More directories than interrupt lines.
     #[error(
         "{count} shared directories: a machine has at most {}",
@@ -206,7 +217,30 @@ impl MachineConfig {
         {
             return Err(ConfigError::GuestCid { guest_cid });
         }
+        self.validate_own_root()?;
         self.validate_shared_directories()
+    }
+
+    fn validate_own_root(&self) -> Result<(), ConfigError> {
+        let made = [
+            Some(&self.console_ring),
+            self.control_socket.as_ref(),
+            self.vsock.as_ref().map(|vsock| &vsock.socket),
+        ];
+        let shared = self.shared_directories.iter().map(|shared| &shared.path);
+        let is_below = |path: &Path| {
+            let mut parts = path.components();
+            parts.all(|part| matches!(part, Component::Normal(_))) && path != Path::new("")
+        };
+        match made
+            .into_iter()
+            .flatten()
+            .chain(shared)
+            .find(|path| self.own_root && !is_below(path))
+        {
+            Some(path) => Err(ConfigError::OutsideOwnRoot { path: path.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn validate_shared_directories(&self) -> Result<(), ConfigError> {
@@ -246,6 +280,7 @@ mod tests {
             shared_directories: Vec::new(),
             control_socket: None,
             die_with_parent: false,
+            own_root: false,
             restore: None,
         }
     }
@@ -309,6 +344,20 @@ mod tests {
             }),
             "33 vcpus: a machine has 1 to 32"
         );
+    }
+
+    #[test]
+    fn with_a_root_of_its_own_every_file_is_below_it() {
+        let with = |path: &str| MachineConfig {
+            console_ring: path.into(),
+            own_root: true,
+            ..config()
+        };
+        with("console").validate().unwrap();
+        for path in ["/console", "../console", "a/../../console", ""] {
+            let error = refusal(&with(path));
+            assert!(error.starts_with(&format!("{path}: with own_root")), "{error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod exit;
 pub mod kernel_mode;
 pub mod machine;
 pub mod memory;
+pub mod own_root;
 pub mod snapshot;
 pub mod status;
 pub mod stop;

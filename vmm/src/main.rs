@@ -12,6 +12,7 @@ use vmm::config::MachineConfig;
 use vmm::machine::build::Machine;
 use vmm::machine::opened::OpenedMachine;
 use vmm::machine::signals::StopSignals;
+use vmm::own_root::OwnRoot;
 use vmm::status::{Exit, ExitKind, ExitReason, Phase, StatusChannel};
 
 const USAGE: &str = "usage: bulkhead-vmm --config FILE\n       bulkhead-vmm --verify DIRECTORY\n\n\
@@ -117,7 +118,14 @@ fn run(config: &Path, parent: Option<Pid>, status: &StatusChannel) -> anyhow::Re
         die_with(parent)?;
     }
     let signals = StopSignals::take().context("taking over SIGTERM and SIGINT")?;
+    let own_root = if config.own_root {
+        let shared = config.shared_directories.iter();
+        Some(OwnRoot::prepare(shared.map(|shared| shared.path.as_path()))?)
+    } else {
+        None
+    };
     let opened = OpenedMachine::open(&config)?;
+    own_root.map_or(Ok(()), OwnRoot::enter)?;
     status.phase(Phase::FilesOpened)?;
     Ok(Machine::build(opened, status)?.run(&signals, status)?)
 }

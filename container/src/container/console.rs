@@ -25,8 +25,11 @@ pub struct ConsoleSocketError {
     source: io::Error,
 }
 
-/// Sends `terminal` to whoever listens at `path`.
-pub(super) fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> Result<(), ConsoleSocketError> {
+/// Sends `terminal`, the master of one, to whoever listens at `path`.
+///
+/// # Errors
+/// When nobody does, or takes it within ten seconds.
+pub fn send_terminal(path: &Path, terminal: BorrowedFd<'_>) -> Result<(), ConsoleSocketError> {
     send_to(path, terminal).map_err(|errno| ConsoleSocketError {
         path: path.to_owned(),
         source: errno.into(),

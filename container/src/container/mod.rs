@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-pub use console::ConsoleSocketError;
+pub use console::{ConsoleSocketError, send_terminal};
 pub use create::create;
 pub use create_error::CreateError;
 pub use create_options::{CreateOptions, Stdio};
@@ -34,7 +34,7 @@ pub use init_failure::InitFailure;
 pub use kill::KillError;
 pub use list::list;
 pub use pause::PauseError;
-pub use pid_file::PidFileError;
+pub use pid_file::{PidFileError, write_pid_file};
 pub use processes::ProcessError;
 pub use seccomp_agent::SeccompAgentError;
 pub use start::StartError;

@@ -12,7 +12,10 @@ pub struct PidFileError {
 }
 
 /// Writes the file whole or not at all: its reader may be waiting for it to appear.
-pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), PidFileError> {
+///
+/// # Errors
+/// When it cannot be written or renamed.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<(), PidFileError> {
     let failed = |source| PidFileError {
         path: path.to_owned(),
         source,

@@ -28,7 +28,10 @@ pub(crate) unsafe fn close_all_but_stdio_and(kept: &mut [RawFd]) -> Result<(), E
 }
 
 /// Has every descriptor from 3 on, save those in `kept`, close when a program is executed.
-pub(crate) fn close_on_exec_all_but_stdio_and(kept: &mut [RawFd]) -> Result<(), Errno> {
+///
+/// # Errors
+/// When a filter of system calls forbids it.
+pub fn close_on_exec_all_but_stdio_and(kept: &mut [RawFd]) -> Result<(), Errno> {
     for_all_but_stdio_and(kept, |first, last| {
         close_range(first, last, libc::CLOSE_RANGE_CLOEXEC as libc::c_int)
     })

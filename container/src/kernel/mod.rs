@@ -14,6 +14,7 @@ pub(crate) mod seccomp;
 pub(crate) mod signal_disposition;
 pub(crate) mod threads;
 
+pub use close_range::close_on_exec_all_but_stdio_and;
 pub use loopback::bring_loopback_up;
 pub use mount_setattr::set_read_only;
 

@@ -50,7 +50,7 @@ pub(crate) struct Hook {
 impl HookPlan {
     // `prestart` is deprecated in the specification, but configurations still have it.
     #[allow(deprecated)]
-    pub(super) fn new(spec: &Spec) -> Result<HookPlan, SpecError> {
+    pub(crate) fn new(spec: &Spec) -> Result<HookPlan, SpecError> {
         let Some(hooks) = spec.hooks() else {
             return Ok(HookPlan::default());
         };

@@ -6,8 +6,8 @@ mod record;
 mod root_mount;
 
 pub use directory::{StateDirectory, StateError};
+pub use process::ProcessIdentity;
 pub use record::{OciState, Status};
 
-pub(crate) use process::ProcessIdentity;
 pub(crate) use record::Record;
 pub(crate) use root_mount::RootMount;

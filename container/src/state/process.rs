@@ -10,14 +10,18 @@ use serde::{Deserialize, Serialize};
 /// A process number with the moment its process began, in clock ticks since boot: together they name one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ProcessIdentity {
-    pub(crate) pid: i32,
+pub struct ProcessIdentity {
+    /// Its number.
+    pub pid: i32,
     start_time: u64,
 }
 
 impl ProcessIdentity {
     /// The identity of the living process `pid`.
-    pub(crate) fn of(pid: i32) -> Result<ProcessIdentity, Errno> {
+    ///
+    /// # Errors
+    /// ESRCH when there is none; another when `/proc` cannot be read.
+    pub fn of(pid: i32) -> Result<ProcessIdentity, Errno> {
         let found = Stat::read(pid)?.ok_or(Errno::SRCH)?;
         Ok(ProcessIdentity {
             pid,
@@ -26,14 +30,20 @@ impl ProcessIdentity {
     }
 
     /// Whether the process still runs; one that ended and was not waited for yet does not.
-    pub(crate) fn is_alive(&self) -> Result<bool, Errno> {
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn is_alive(&self) -> Result<bool, Errno> {
         let found = Stat::read(self.pid)?;
         Ok(found.is_some_and(|stat| stat.start_time == self.start_time && !b"ZXx".contains(&stat.state)))
     }
 
     /// A descriptor of the process; none when it ended and was waited for. The start time is compared after the
     /// descriptor is open, so that it cannot be another's.
-    pub(crate) fn open(&self) -> Result<Option<OwnedFd>, Errno> {
+    ///
+    /// # Errors
+    /// When there are no descriptors left, or `/proc` cannot be read.
+    pub fn open(&self) -> Result<Option<OwnedFd>, Errno> {
         let Some(pid) = Pid::from_raw(self.pid) else {
             return Ok(None);
         };

@@ -14,10 +14,8 @@ use tokio::time::timeout;
 use super::console::ConsoleTail;
 use super::guest_connection::ConnectError;
 use super::guest_text;
-use super::shared_directory::ShareError;
 use super::template::TemplateError;
 use super::vmm_process::{MachineEnd, SpawnError, VmmProcess};
-use crate::sizing::TooLarge;
 
 /// Reading kernel and initramfs and setting up the machine.
 pub const LOAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -55,9 +53,6 @@ impl fmt::Display for Stage {
 /// Why there is no microVM.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The pod asks for more than a machine can have.
-    #[error("sizing the microVM")]
-    Size(#[from] TooLarge),
     /// A folder or socket of the machine could not be made.
     #[error("{action} {}", .path.display())]
     Io {
@@ -69,9 +64,6 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The shared folder could not be made.
-    #[error("making the folder shared with the guest")]
-    Share(#[from] ShareError),
     /// The VMM could not be started.
     #[error("starting the VMM")]
     Spawn(#[from] SpawnError),

@@ -5,45 +5,39 @@ pub mod console;
 pub mod control;
 pub mod guest_connection;
 pub mod guest_text;
+pub mod machine_files;
 mod pod_network;
 pub mod shared_directory;
 pub mod start;
+pub mod status_file;
+pub mod task;
 pub mod template;
 pub mod unix_path;
 pub mod vmm_process;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use protocol::failure::{self, FailureKind};
-use protocol::sandbox::{PrepareRequest, SharedDirectory as GuestDirectory, ShutdownRequest};
+use container::ProcessIdentity;
+use protocol::sandbox::{PrepareRequest, SharedDirectory as GuestDirectory};
 use protocol::sandbox_ttrpc::SandboxClient;
-use protocol::stream::StreamId;
-use protocol::task::{
-    CreateRequest, DeleteRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
-};
 use protocol::task_ttrpc::TaskClient;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 use ttrpc::context::{Context, with_duration};
 
-use self::boot::{BootError, PREPARE_DEADLINE, Stage, stage};
+use self::boot::{BootError, PREPARE_DEADLINE, Stage, StageFailure, stage};
+use self::machine_files::MachineFiles;
 use self::shared_directory::SharedDirectory;
-use self::start::{StartRecord, StartedMachine};
-use self::vmm_process::VmmProcess;
-use crate::configuration::MicroVmConfiguration;
+use self::start::{NewMachine, StartRecord, StartedMachine};
+use self::task::{NewContainer, ProcessName};
+use self::vmm_process::{MachineEnd, VmmProcess};
 use crate::isolation::Isolation;
-use crate::sandbox::record::ProcessIdentity;
-use crate::sandbox::stdio::{ContainerStdio, CopyEnd, all_written, copy_in_background};
-use crate::sandbox::{CommandFailure, ContainerRequest, ExitStatus, Sandbox, SandboxError};
-use crate::sizing::{PodLimits, machine_size};
-
-/// Every call but waiting; the guest's kernel may be emulated, and a container's creation is many system calls.
-const CALL_DEADLINE: Duration = Duration::from_secs(60);
+use crate::sandbox::stdio::CopyEnd;
+use crate::sandbox::{ContainerRequest, ExitStatus, Sandbox, SandboxError};
 
 /// Fresh randomness for each guest, in bytes.
 const SEED: usize = 64;
@@ -51,60 +45,79 @@ const SEED: usize = 64;
 /// A sandbox in a virtual machine.
 pub struct MicroVm {
     vmm: VmmProcess,
-    socket: PathBuf,
+    files: MachineFiles,
     tasks: TaskClient,
     sandbox: SandboxClient,
-    shared: RefCell<SharedDirectory>,
-    outputs: RefCell<HashMap<String, Vec<CopyEnd>>>,
-    // The agent tells of its own end here.
-    _events: UnixStream,
+    /// Of each process, by its container and its own name.
+    outputs: RefCell<HashMap<(String, String), Vec<CopyEnd>>>,
+    // The agent tells of its own end here, to whoever started the machine.
+    _events: Option<UnixStream>,
 }
 
 impl MicroVm {
-    /// Starts a machine for a pod of these limits, everything it needs below `directory`. `hostname` is the guest's.
-    /// How it went is told in `record`, also where it fails.
+    /// Starts a machine in the new folder of `files`. `hostname` is the guest's. How it went is told in `record`, also
+    /// where it fails.
     ///
     /// # Errors
     /// With the stage that failed, why, and what the guest last said.
     pub async fn start(
-        configuration: &MicroVmConfiguration,
-        directory: &Path,
+        new: &NewMachine<'_>,
         hostname: &str,
-        limits: &PodLimits,
         record: &mut StartRecord,
     ) -> Result<Self, BootError> {
-        let size = machine_size(limits)?;
-        start::create(directory)?;
-        let shared = SharedDirectory::create(directory)?;
-        let machine = start::start(configuration, directory, size, shared.export(), record).await?;
-        let StartedMachine { vmm, paths, events } = machine;
+        start::create_folder(new.files)?;
+        let StartedMachine { vmm, events } = start::start(new, record).await?;
         let begun = Instant::now();
         let words = first_words(hostname)?;
         let prepare = async {
-            let connection = guest_connection::connect(&paths.vsock, protocol::ports::RPC).await?;
-            let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(connection));
-            let sandbox = SandboxClient::new(client.clone());
+            let (tasks, sandbox) = agent(new.files).await?;
             let prepared = sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await;
             prepared.map_err(guest_text::shown_error)?;
-            Ok((TaskClient::new(client), sandbox))
+            Ok((tasks, sandbox))
         };
-        let ring = &paths.console_ring;
+        let ring = &new.files.console_ring();
         let prepared = stage(Stage::Prepare, PREPARE_DEADLINE, &vmm, ring, prepare).await;
         if prepared.is_err() {
-            start::discard_template_of(configuration, record);
+            start::discard_template_of(new.configuration, record);
         }
         let (tasks, sandbox) = prepared?;
         record.phase("prepare", begun);
-        let outputs = RefCell::default();
         Ok(Self {
             vmm,
-            socket: paths.vsock,
+            files: new.files.clone(),
             tasks,
             sandbox,
-            shared: RefCell::new(shared),
-            outputs,
-            _events: events,
+            outputs: RefCell::default(),
+            _events: Some(events),
         })
+    }
+
+    /// Speaks to the agent of a machine that somebody else has started.
+    ///
+    /// # Errors
+    /// When the machine has ended, or its agent cannot be reached.
+    pub async fn join(machine: ProcessIdentity, files: &MachineFiles) -> Result<Self, SandboxError> {
+        const ACTION: &str = "joining the microVM";
+        let vmm = VmmProcess::join(machine, files).map_err(|error| SandboxError::new(ACTION, error))?;
+        let connected = tokio::select! {
+            biased;
+            connected = agent(files) => connected,
+            end = vmm.ended() => Err(end.into()),
+        };
+        let (tasks, sandbox) = connected.map_err(|error| SandboxError::new(ACTION, error))?;
+        Ok(Self {
+            vmm,
+            files: files.clone(),
+            tasks,
+            sandbox,
+            outputs: RefCell::default(),
+            _events: None,
+        })
+    }
+
+    /// Leaves the machine to others: it runs on.
+    pub fn let_go(mut self) {
+        self.vmm.let_go();
     }
 
     /// The machine's process.
@@ -112,70 +125,18 @@ impl MicroVm {
         self.vmm.identity()
     }
 
-    /// Opens a stream and copies between it and a descriptor of ours.
-    async fn open_stream(&self, id: &str, name: &str) -> Result<(String, OwnedFd), SandboxError> {
-        let action = || format!("opening {name} of container {id}");
-        let stream =
-            StreamId::new(format!("{id}/{name}")).map_err(|error| SandboxError::new(action(), error))?;
-        let connection = tokio::select! {
-            connection = guest_connection::open_stream(&self.socket, &stream) => {
-                connection.map_err(|error| SandboxError::new(action(), error))?
-            }
-            end = self.vmm.ended() => return Err(SandboxError::new(action(), end)),
-        };
-        Ok((stream.as_str().to_owned(), connection))
+    /// Waits for the machine's end.
+    pub async fn ended(&self) -> MachineEnd {
+        self.vmm.ended().await
     }
 
-    async fn feed(&self, id: &str, from: Option<OwnedFd>) -> Result<String, SandboxError> {
-        let Some(from) = from else {
-            return Ok(String::new());
-        };
-        let (stream, connection) = self.open_stream(id, "stdin").await?;
-        copy_in_background("stdin", from, connection)
-            .map_err(|error| SandboxError::new(format!("feeding container {id}"), error))?;
-        Ok(stream)
+    /// Ends the machine, without waiting until it has.
+    pub fn kill_machine(&self) {
+        self.vmm.kill();
     }
 
-    async fn drain(&self, id: &str, name: &str, to: OwnedFd) -> Result<String, SandboxError> {
-        let (stream, connection) = self.open_stream(id, name).await?;
-        let end = copy_in_background(name, connection, to)
-            .map_err(|error| SandboxError::new(format!("draining container {id}"), error))?;
-        self.outputs
-            .borrow_mut()
-            .entry(id.to_owned())
-            .or_default()
-            .push(end);
-        Ok(stream)
-    }
-
-    /// Waits for a call's answer or the machine's end, whichever is first.
-    async fn call<T>(
-        &self,
-        action: String,
-        call: impl Future<Output = ttrpc::Result<T>>,
-    ) -> Result<T, SandboxError> {
-        let error = tokio::select! {
-            biased;
-            answer = call => match answer {
-                Ok(answer) => return Ok(answer),
-                Err(error @ ttrpc::Error::RpcStatus(_)) => {
-                    let failure = match failure::kind(&error) {
-                        FailureKind::COMMAND_NOT_FOUND => Some(CommandFailure::NotFound),
-                        FailureKind::COMMAND_NOT_EXECUTABLE => Some(CommandFailure::NotExecutable),
-                        FailureKind::OTHER => None,
-                    };
-                    let message = message_of(guest_text::shown_error(error));
-                    return Err(SandboxError::new(action, message).with_command_failure(failure));
-                }
-                // A broken connection is most often the machine's end, which has a better account of itself.
-                Err(error) => match boot::soon_ended(&self.vmm).await {
-                    Some(end) => Box::from(end),
-                    None => Box::from(error),
-                },
-            },
-            end = self.vmm.ended() => Box::<dyn std::error::Error + Send + Sync>::from(end),
-        };
-        Err(SandboxError::new(action, error))
+    fn shared(&self) -> SharedDirectory<'_> {
+        SharedDirectory::new(&self.files, self.vmm.descriptor())
     }
 }
 
@@ -186,11 +147,14 @@ impl Sandbox for MicroVm {
     }
 
     fn rootfs(&self, id: &str) -> Result<PathBuf, SandboxError> {
-        let action = || format!("making room for the root of container {id}");
-        self.shared
-            .borrow()
-            .rootfs(id)
-            .map_err(|error| SandboxError::new(action(), error))
+        let rootfs = self.files.directory().join("rootfs").join(id);
+        match std::fs::create_dir_all(&rootfs) {
+            Ok(()) => Ok(rootfs),
+            Err(error) => Err(SandboxError::new(
+                format!("making room for the root of container {id}"),
+                error,
+            )),
+        }
     }
 
     fn host_process(&self, _: &str) -> Option<ProcessIdentity> {
@@ -198,131 +162,57 @@ impl Sandbox for MicroVm {
     }
 
     async fn create(&self, request: ContainerRequest) -> Result<(), SandboxError> {
-        let id = request.id;
-        let config = std::fs::read(request.bundle.join("config.json"))
-            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+        let ContainerRequest { id, bundle, stdio } = request;
+        let config =
+            std::fs::read(bundle.join("config.json")).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let mut config = config
             .map_err(|error| SandboxError::new(format!("reading the bundle of container {id}"), error))?;
-        let mut config = self
-            .shared
-            .borrow()
-            .share(&id, &config)
-            .map_err(|error| SandboxError::new(format!("sharing the files of container {id}"), error))?;
         pod_network::join(&mut config);
-        let mut create = CreateRequest {
-            id: id.clone(),
-            ..CreateRequest::default()
+        let new = NewContainer {
+            id: &id,
+            bundle: &bundle,
+            config: &config,
+            shared_folder: &id,
         };
-        create.config = serde_json::to_vec(&config).map_err(|error| {
-            SandboxError::new(format!("writing the configuration of container {id}"), error)
-        })?;
-        match request.stdio {
-            ContainerStdio::Descriptors {
-                stdin,
-                stdout,
-                stderr,
-            } => {
-                create.stdin = self.feed(&id, stdin).await?;
-                create.stdout = self.drain(&id, "stdout", stdout).await?;
-                create.stderr = self.drain(&id, "stderr", stderr).await?;
-            }
-            ContainerStdio::Terminal { input, output } => {
-                create.stdin = self.feed(&id, input).await?;
-                create.stdout = self.drain(&id, "stdout", output).await?;
-            }
-        }
-        let action = format!("creating container {id}");
-        self.call(action, self.tasks.create(deadline(CALL_DEADLINE), &create))
-            .await
-            .map(drop)
+        self.create_container(&new, stdio, None).await.map(drop)
     }
 
     async fn start(&self, id: &str) -> Result<(), SandboxError> {
-        let request = StartRequest {
-            id: id.to_owned(),
-            ..StartRequest::default()
-        };
-        let action = format!("starting container {id}");
-        self.call(action, self.tasks.start(deadline(CALL_DEADLINE), &request))
-            .await
-            .map(drop)
+        self.start_process(ProcessName::init(id)).await.map(drop)
     }
 
     async fn wait(&self, id: &str) -> Result<ExitStatus, SandboxError> {
-        let request = WaitRequest {
-            id: id.to_owned(),
-            ..WaitRequest::default()
-        };
-        let action = format!("waiting for container {id}");
-        let answer = self
-            .call(action, self.tasks.wait(Context::default(), &request))
-            .await?;
-        let outputs = self.outputs.borrow_mut().remove(id).unwrap_or_default();
-        let written = all_written(outputs).await;
-        let status = ExitStatus(u8::try_from(answer.exit_status).unwrap_or(u8::MAX));
-        written.map_err(|error| SandboxError::output_lost(id, status, error))?;
-        Ok(status)
+        self.wait_for_process(ProcessName::init(id)).await
     }
 
     async fn kill(&self, id: &str, signal: i32) -> Result<(), SandboxError> {
-        let action = format!("sending signal {signal} to container {id}");
-        let signal = signal.unsigned_abs();
-        let request = KillRequest {
-            id: id.to_owned(),
-            signal,
-            ..KillRequest::default()
-        };
-        self.call(action, self.tasks.kill(deadline(CALL_DEADLINE), &request))
-            .await
-            .map(drop)
+        self.signal(ProcessName::init(id), signal, false).await
     }
 
     async fn resize_terminal(&self, id: &str, columns: u16, rows: u16) -> Result<(), SandboxError> {
-        let request = ResizePtyRequest {
-            id: id.to_owned(),
-            width: columns.into(),
-            height: rows.into(),
-            ..ResizePtyRequest::default()
-        };
-        let action = format!("resizing the terminal of container {id}");
-        self.call(action, self.tasks.resize_pty(deadline(CALL_DEADLINE), &request))
-            .await
-            .map(drop)
+        self.resize(ProcessName::init(id), columns, rows).await
     }
 
     async fn delete(&self, id: &str) -> Result<(), SandboxError> {
-        let request = DeleteRequest {
-            id: id.to_owned(),
-            force: true,
-            ..DeleteRequest::default()
-        };
-        let action = format!("deleting container {id}");
-        self.call(action, self.tasks.delete(deadline(CALL_DEADLINE), &request))
-            .await?;
-        self.shared
-            .borrow()
-            .withdraw(id)
-            .map_err(|error| SandboxError::new(format!("withdrawing the files of container {id}"), error))
+        self.delete_container(id, id).await
     }
 
     async fn stop(&self) -> Result<(), SandboxError> {
-        let request = ShutdownRequest::default();
-        let shutdown = self.sandbox.shutdown(deadline(CALL_DEADLINE), &request);
-        let written_back = self
-            .call("shutting the guest down".to_owned(), shutdown)
-            .await
-            .map(drop);
+        let written_back = self.shut_down().await;
         let stopped = self
             .vmm
             .stop()
             .await
             .map_err(|error| SandboxError::new("stopping the VMM", error));
-        let dismantled = self
-            .shared
-            .borrow_mut()
-            .dismantle()
-            .map_err(|error| SandboxError::new("taking the shared folder apart", error));
-        written_back.and(stopped).and(dismantled)
+        written_back.and(stopped)
     }
+}
+
+/// Connects to the agent's services.
+async fn agent(files: &MachineFiles) -> Result<(TaskClient, SandboxClient), StageFailure> {
+    let connection = guest_connection::connect(&files.vsock(), protocol::ports::RPC).await?;
+    let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(connection));
+    Ok((TaskClient::new(client.clone()), SandboxClient::new(client)))
 }
 
 /// What only the host knows.
@@ -346,12 +236,4 @@ fn first_words(hostname: &str) -> Result<PrepareRequest, BootError> {
 
 fn deadline(duration: Duration) -> Context {
     with_duration(duration)
-}
-
-/// The agent's own words, without the protocol's wrapping.
-fn message_of(error: ttrpc::Error) -> String {
-    match error {
-        ttrpc::Error::RpcStatus(status) => status.message,
-        other => other.to_string(),
-    }
 }

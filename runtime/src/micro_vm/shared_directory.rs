@@ -1,23 +1,27 @@
 //! The one folder a guest sees of its host, and what is put there for each container:
 //!
 //! ```text
-//! vm/shared/              ours to arrange
-//!     <container>/rootfs      its root file system, mounted here by whoever made it
-//!     <container>/volumes/<n> a bind of each host path it may see
-//! vm/export/              the same mounts, seen through a read-only top: what virtio-fs serves
+//! export/                     what virtio-fs serves; the guest can change nothing here
+//!     <container>/rootfs          its root file system
+//!     <container>/volumes/<n>     a bind of each host path it may see
 //! ```
 //!
-//! A guest can write where a container can write, and nowhere else on the host.
+//! The folders are the host's to see; the mounts on them exist in the VMM's mount namespace alone, which is entered to
+//! make them, and end with it. A guest can write where a container can write, and nowhere else on the host.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::thread;
 
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
-};
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 use serde_json::{Value, json};
+
+use super::machine_files::MachineFiles;
 
 /// The virtio-fs tag of the folder.
 pub const TAG: &str = "bulkhead";
@@ -25,13 +29,11 @@ pub const TAG: &str = "bulkhead";
 /// Where the guest mounts the folder.
 pub const GUEST_MOUNT_POINT: &str = "/run/bulkhead/shared";
 
-/// The folder of one machine. Its mounts live in the supervisor's own mount namespace; they end with it, or with this
-/// value.
+/// The folder of one machine.
 #[derive(Debug)]
-pub struct SharedDirectory {
-    shared: PathBuf,
-    export: PathBuf,
-    dismantled: bool,
+pub struct SharedDirectory<'a> {
+    files: &'a MachineFiles,
+    vmm: BorrowedFd<'a>,
 }
 
 /// Why something could not be shared.
@@ -59,60 +61,62 @@ pub enum ShareError {
         #[source]
         source: rustix::io::Errno,
     },
+    /// The VMM's mount namespace could not be entered.
+    #[error("entering the mount namespace of the VMM")]
+    Enter(#[source] Errno),
+    /// No thread could be started to enter it.
+    #[error("starting a thread for the mount namespace of the VMM")]
+    Thread(#[source] io::Error),
     /// The configuration is not an OCI configuration.
     #[error("the configuration's {0} is missing or of the wrong kind")]
     Configuration(&'static str),
+    /// A container's name would be a path.
+    #[error("{0:?} is no name of a container's folder")]
+    Name(String),
 }
 
-impl SharedDirectory {
-    /// Makes the two folders below `machine` and joins them, so that what is mounted in one appears in the other.
+/// A mount that is attached nowhere yet, and where in the VMM's root it goes.
+struct Attachment {
+    tree: OwnedFd,
+    target: PathBuf,
+}
+
+impl<'a> SharedDirectory<'a> {
+    /// The folder of the machine of these files, whose VMM is the process of this pidfd.
+    pub fn new(files: &'a MachineFiles, vmm: BorrowedFd<'a>) -> Self {
+        Self { files, vmm }
+    }
+
+    /// Shares what a container of the bundle in `bundle` has of the host, and returns its configuration with every path
+    /// as the guest sees it. Fields that are not ours to change stay as they are, known or not.
     ///
     /// # Errors
-    /// When a folder or mount cannot be made.
-    pub fn create(machine: &Path) -> Result<Self, ShareError> {
-        let directory = Self {
-            shared: machine.join("shared"),
-            export: machine.join("export"),
-            dismantled: false,
-        };
-        for path in [&directory.shared, &directory.export] {
-            create_directory(path)?;
+    /// When a source does not exist or cannot be bound. Nothing is shared then.
+    pub fn share(&self, container: &str, bundle: &Path, config: &Value) -> Result<Value, ShareError> {
+        let folder = folder(&self.files.export(), container)?;
+        let shared = self.share_below(&folder, container, bundle, config);
+        if shared.is_err() {
+            // What could not be made is the thing to tell.
+            let _ = Self::withdraw(self.files, container);
         }
-        let Self { shared, export, .. } = &directory;
-        mount_bind(shared, shared).map_err(mounting("binding", shared))?;
-        mount_change(shared, MountPropagationFlags::SHARED).map_err(mounting("sharing", shared))?;
-        mount_bind_recursive(shared, export).map_err(mounting("binding", export))?;
-        let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        mount_remount(export, read_only, "").map_err(mounting("making read-only", export))?;
-        Ok(directory)
+        shared
     }
 
-    /// What virtio-fs is to serve.
-    pub fn export(&self) -> &Path {
-        &self.export
-    }
-
-    /// Where a container's root is to be mounted, made if it is missing.
-    ///
-    /// # Errors
-    /// When the folder cannot be made.
-    pub fn rootfs(&self, container: &str) -> Result<PathBuf, ShareError> {
-        let path = self.shared.join(container).join("rootfs");
-        create_directory(&path)?;
-        Ok(path)
-    }
-
-    /// Shares what a container's configuration binds from the host, and returns the configuration with every path as
-    /// the guest sees it. Fields that are not ours to change stay as they are, known or not.
-    ///
-    /// # Errors
-    /// When a source does not exist or cannot be bound.
-    pub fn share(&self, container: &str, config: &Value) -> Result<Value, ShareError> {
+    fn share_below(
+        &self,
+        folder: &Path,
+        container: &str,
+        bundle: &Path,
+        config: &Value,
+    ) -> Result<Value, ShareError> {
         let mut config = config.clone();
         let guest = Path::new(GUEST_MOUNT_POINT).join(container);
         let root = config.get_mut("root").and_then(Value::as_object_mut);
         let root = root.ok_or(ShareError::Configuration("root"))?;
+        let path = root.get("path").and_then(Value::as_str);
+        let source = bundle.join(path.ok_or(ShareError::Configuration("root.path"))?);
         root.insert("path".into(), json!(guest.join("rootfs")));
+        let mut attachments = vec![detached(&source, &folder.join("rootfs"), false)?];
         let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
         for (index, mount) in mounts
             .into_iter()
@@ -121,63 +125,79 @@ impl SharedDirectory {
             .filter(|(_, mount)| is_bind(mount))
         {
             let source = mount.get("source").and_then(Value::as_str);
-            let source = PathBuf::from(source.ok_or(ShareError::Configuration("mounts[].source"))?);
+            let source = bundle.join(source.ok_or(ShareError::Configuration("mounts[].source"))?);
             let volume = Path::new("volumes").join(index.to_string());
             let read_only = has_option(mount, &["ro"]);
-            bind(&source, &self.shared.join(container).join(&volume), read_only)?;
+            attachments.push(detached(&source, &folder.join(&volume), read_only)?);
             if let Some(mount) = mount.as_object_mut() {
                 mount.insert("source".into(), json!(guest.join(&volume)));
             }
         }
+        for attachment in &mut attachments {
+            // As the VMM sees it, whose root is the folder that holds the exported one.
+            if let Ok(below) = attachment.target.strip_prefix(self.files.directory()) {
+                attachment.target = Path::new("/").join(below);
+            }
+        }
+        self.in_mount_namespace(|| attachments.into_iter().try_for_each(Attachment::attach))?;
         Ok(config)
     }
 
-    /// Takes away everything a container was given, its root included.
+    /// Takes away everything a container was given, its root included. A folder or file that is removed takes what is
+    /// mounted on it in other namespaces along (vfs_rmdir and vfs_unlink, since Linux 3.18).
     ///
     /// # Errors
-    /// When a mount cannot be removed.
-    pub fn withdraw(&self, container: &str) -> Result<(), ShareError> {
-        let volumes = self.shared.join(container).join("volumes");
-        let entries = match fs::read_dir(&volumes) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(io_error("listing", &volumes))?,
-        };
-        for entry in entries {
-            let volume = entry.map_err(io_error("listing", &volumes))?.path();
-            unmount(&volume, UnmountFlags::DETACH).map_err(mounting("unmounting", &volume))?;
-        }
-        Ok(())
-    }
-
-    /// Takes the two folders apart once the machine has gone.
-    ///
-    /// # Errors
-    /// When a mount cannot be removed.
-    pub fn dismantle(&mut self) -> Result<(), ShareError> {
-        self.dismantled = true;
-        for path in [&self.export, &self.shared] {
-            match unmount(path, UnmountFlags::DETACH) {
-                // Creation was cut short before this one.
-                Err(rustix::io::Errno::INVAL) => {}
-                result => result.map_err(mounting("unmounting", path))?,
+    /// When something cannot be removed.
+    pub fn withdraw(files: &MachineFiles, container: &str) -> Result<(), ShareError> {
+        let folder = folder(&files.export(), container)?;
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &folder)(error))
             }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Does something where the VMM's root is `/`, on a thread of its own: a thread that has once parted from the others
+    /// does not come back.
+    fn in_mount_namespace<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, ShareError> + Send,
+    ) -> Result<T, ShareError> {
+        thread::scope(|scope| {
+            let inside = thread::Builder::new().name("mounting".to_owned());
+            let inside = inside.spawn_scoped(scope, || {
+                // SAFETY: what the thread stops sharing is its root and current folder, which nothing in it relies on.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.map_err(ShareError::Enter)?;
+                move_into_thread_name_spaces(self.vmm, ThreadNameSpaceType::MOUNT)
+                    .map_err(ShareError::Enter)?;
+                work()
+            });
+            let inside = inside.map_err(ShareError::Thread)?;
+            inside
+                .join()
+                .unwrap_or_else(|_| Err(ShareError::Thread(io::Error::other("the thread panicked"))))
+        })
     }
 }
 
-impl Drop for SharedDirectory {
-    fn drop(&mut self) {
-        if !self.dismantled
-            && let Err(error) = self.dismantle()
-        {
-            eprintln!("bulkhead: {:#}", anyhow::Error::new(error));
-        }
+impl Attachment {
+    fn attach(self) -> Result<(), ShareError> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&self.tree, "", CWD, &self.target, flags).map_err(mounting("binding", &self.target))
     }
 }
 
-/// Binds `source`, a folder or a single file, to `target`, which is made to match.
-fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), ShareError> {
+fn folder(export: &Path, container: &str) -> Result<PathBuf, ShareError> {
+    let mut parts = Path::new(container).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(_)), None) => Ok(export.join(container)),
+        _ => Err(ShareError::Name(container.to_owned())),
+    }
+}
+
+/// A copy of the mounts at `source`, a folder or a single file, and a `target` made to match.
+fn detached(source: &Path, target: &Path, read_only: bool) -> Result<Attachment, ShareError> {
     let metadata = fs::metadata(source).map_err(io_error("sharing", source))?;
     if metadata.is_dir() {
         create_directory(target)?;
@@ -185,26 +205,17 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), ShareError>
         create_directory(target.parent().unwrap_or(target))?;
         fs::File::create(target).map_err(io_error("creating", target))?;
     }
-    let tree = rustix::mount::open_tree(
-        rustix::fs::CWD,
-        source,
-        rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE
-            | rustix::mount::OpenTreeFlags::AT_RECURSIVE
-            | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )
-    .map_err(mounting("opening", source))?;
+    let copy =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, source, copy).map_err(mounting("opening", source))?;
     if read_only {
         // Before it is attached: what appears in the exported folder is read-only from its first moment.
         container::set_read_only(&tree).map_err(mounting("making read-only", source))?;
     }
-    rustix::mount::move_mount(
+    Ok(Attachment {
         tree,
-        "",
-        rustix::fs::CWD,
-        target,
-        rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(mounting("binding", target))
+        target: target.to_owned(),
+    })
 }
 
 fn is_bind(mount: &Value) -> bool {

@@ -3,15 +3,17 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
+use container::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use vmm::config::{MachineConfig, SharedDirectory as MachineDirectory, VsockConfig};
 use vmm::status::Phase;
 
 use super::boot::{self, BootError, LOAD_DEADLINE, RESUME_DEADLINE, Stage, stage};
+use super::machine_files::MachineFiles;
 use super::shared_directory;
 use super::template::store::{Template, TemplateStore};
 use super::template::{self, TemplateError, TemplatePolicy};
@@ -26,28 +28,27 @@ const CLONING_TRIES: u32 = 3;
 /// Every guest's context id: vsock is served within the VMM's process, so ids need not differ between machines.
 const GUEST_CID: u32 = 3;
 
-/// Where the files of a machine are, below its folder.
-#[derive(Debug, Clone)]
-pub struct MachinePaths {
-    /// The console's ring.
-    pub console_ring: PathBuf,
-    /// The control socket.
-    pub control_socket: PathBuf,
-    /// The socket that stands for the guest's vsock ports.
-    pub vsock: PathBuf,
-    log: PathBuf,
+/// A machine to be.
+pub struct NewMachine<'a> {
+    /// Its parts.
+    pub configuration: &'a MicroVmConfiguration,
+    /// Its folder, which exists, and in it [`MachineFiles::export`].
+    pub files: &'a MachineFiles,
+    /// How large it is.
+    pub size: MachineSize,
+    /// Whose it is.
+    pub life: Life<'a>,
 }
 
-impl MachinePaths {
-    /// The files of the machine in `directory`.
-    pub fn of(directory: &Path) -> Self {
-        Self {
-            console_ring: directory.join("console.ring"),
-            control_socket: directory.join("control.sock"),
-            vsock: directory.join("vsock.sock"),
-            log: directory.join("vmm.log"),
-        }
-    }
+/// How long a machine lives.
+#[derive(Clone, Copy)]
+pub enum Life<'a> {
+    /// As long as the thread that starts it; of the host's files it keeps none but its own in sight.
+    WithUs,
+    /// The same, but it sees the host's files: it is to be saved among them.
+    ToBeSaved,
+    /// On, until somebody ends it. Which process it is is told before it is anything.
+    OnItsOwn(&'a dyn Fn(ProcessIdentity) -> io::Result<()>),
 }
 
 /// A machine whose agent serves.
@@ -55,8 +56,6 @@ impl MachinePaths {
 pub struct StartedMachine {
     /// Its process.
     pub vmm: VmmProcess,
-    /// Its files.
-    pub paths: MachinePaths,
     /// What the agent tells unasked.
     pub events: UnixStream,
 }
@@ -100,21 +99,14 @@ impl StartRecord {
     }
 }
 
-/// Starts a machine of this size as `policy` says, its files in the new folder `directory`. `export` is the folder that
-/// its guest may mount.
+/// Starts a machine as its configuration's policy says.
 ///
 /// # Errors
 /// When it can neither be cloned nor booted, or may not be booted.
-pub async fn start(
-    configuration: &MicroVmConfiguration,
-    directory: &Path,
-    size: MachineSize,
-    export: &Path,
-    record: &mut StartRecord,
-) -> Result<StartedMachine, BootError> {
-    let reason = match configuration.template {
+pub async fn start(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<StartedMachine, BootError> {
+    let reason = match new.configuration.template {
         TemplatePolicy::Never => None,
-        policy => match clone(configuration, directory, size, export, record).await {
+        policy => match clone(new, record).await {
             Ok(machine) => return Ok(machine),
             // A machine that does not boot for a template does not boot without one. What fails before it runs may
             // be the fault of the folder of templates.
@@ -134,7 +126,7 @@ pub async fn start(
         record.origin = Origin::BootInsteadOfClone { reason };
     }
     let begun = Instant::now();
-    let machine = boot(configuration, directory, size, export).await;
+    let machine = boot(new).await;
     record.phase("boot", begun);
     machine
 }
@@ -143,31 +135,21 @@ pub async fn start(
 ///
 /// # Errors
 /// With the stage that failed, why, and what the guest last said.
-pub async fn boot(
-    configuration: &MicroVmConfiguration,
-    directory: &Path,
-    size: MachineSize,
-    export: &Path,
-) -> Result<StartedMachine, BootError> {
-    launch(configuration, directory, size, export, None).await
+pub async fn boot(new: &NewMachine<'_>) -> Result<StartedMachine, BootError> {
+    launch(new, None).await
 }
 
-async fn clone(
-    configuration: &MicroVmConfiguration,
-    directory: &Path,
-    size: MachineSize,
-    export: &Path,
-    record: &mut StartRecord,
-) -> Result<StartedMachine, TemplateError> {
+async fn clone(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<StartedMachine, TemplateError> {
+    let configuration = new.configuration;
     let store = TemplateStore::new(configuration.templates.clone(), configuration.templates_limit);
     let mut tries = 0;
     loop {
         tries += 1;
         let begun = Instant::now();
-        let (template, built) = template::obtain(&store, configuration, size).await?;
+        let (template, built) = template::obtain(&store, configuration, new.size).await?;
         record.phase("template", begun);
         let begun = Instant::now();
-        let source = match launch(configuration, directory, size, export, Some(&template)).await {
+        let source = match launch(new, Some(&template)).await {
             Ok(machine) => {
                 record.phase("clone", begun);
                 record.origin = Origin::Clone {
@@ -178,7 +160,7 @@ async fn clone(
             }
             Err(source) => source,
         };
-        if let Err(left) = clear(directory) {
+        if let Err(left) = clear(new.files.directory()) {
             eprintln!("bulkhead: {:#}", anyhow::Error::new(left));
         }
         let refused = matches!(source, BootError::Stage { .. });
@@ -215,15 +197,14 @@ pub fn discard_template_of(configuration: &MicroVmConfiguration, record: &StartR
     }
 }
 
-async fn launch(
-    configuration: &MicroVmConfiguration,
-    directory: &Path,
-    size: MachineSize,
-    export: &Path,
-    template: Option<&Template>,
-) -> Result<StartedMachine, BootError> {
-    let paths = MachinePaths::of(directory);
-    let event_socket = PathBuf::from(format!("{}_{}", paths.vsock.display(), protocol::ports::EVENT));
+async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<StartedMachine, BootError> {
+    let NewMachine {
+        configuration,
+        files,
+        size,
+        life,
+    } = new;
+    let event_socket = files.host_port(protocol::ports::EVENT);
     let events = UnixPath::to(&event_socket)
         .and_then(|path| UnixListener::bind(path.reach()))
         .map_err(io_error("listening on", &event_socket))?;
@@ -233,22 +214,27 @@ async fn launch(
         command_line: String::new(),
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
-        console_ring: paths.console_ring.clone(),
+        console_ring: MachineFiles::CONSOLE_RING.into(),
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
-            socket: paths.vsock.clone(),
+            socket: MachineFiles::VSOCK.into(),
         }),
         shared_directories: vec![MachineDirectory {
             tag: shared_directory::TAG.to_owned(),
-            path: export.to_owned(),
+            path: MachineFiles::EXPORT.into(),
             read_only: false,
         }],
-        control_socket: Some(paths.control_socket.clone()),
-        die_with_parent: true,
+        control_socket: Some(MachineFiles::CONTROL_SOCKET.into()),
+        die_with_parent: !matches!(life, Life::OnItsOwn(_)),
+        own_root: !matches!(life, Life::ToBeSaved),
         restore: template.map(Template::snapshot),
     };
-    let vmm = VmmProcess::spawn(&configuration.vmm, &machine, &paths.log)?;
-    let ring = &paths.console_ring;
+    let write_down = |process| match life {
+        Life::OnItsOwn(write_down) => write_down(process),
+        Life::WithUs | Life::ToBeSaved => Ok(()),
+    };
+    let vmm = VmmProcess::spawn(&configuration.vmm, &machine, files, write_down)?;
+    let ring = &files.console_ring();
     stage(Stage::Load, LOAD_DEADLINE, &vmm, ring, async {
         Ok(vmm.reached(Phase::FirstRun).await?)
     })
@@ -259,29 +245,23 @@ async fn launch(
     };
     let ready = boot::agent_ready(&events, ring);
     let events = stage(name, deadline, &vmm, ring, ready).await?;
-    Ok(StartedMachine { vmm, paths, events })
+    // Nobody is to reach us there any more.
+    fs::remove_file(&event_socket).map_err(io_error("removing", &event_socket))?;
+    Ok(StartedMachine { vmm, events })
 }
 
-/// Makes the folder of a machine that is not to see any of the host's files, and in it an empty one for it to see.
+/// Makes the folder of a machine, for us alone, and in it the empty one that its guest may mount.
 ///
 /// # Errors
 /// When they cannot be made.
-pub fn empty_export(directory: &Path) -> Result<PathBuf, BootError> {
-    create(directory)?;
-    let export = directory.join("export");
-    create(&export)?;
-    Ok(export)
-}
-
-/// Makes a folder for us alone.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn create(directory: &Path) -> Result<(), BootError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(directory)
-        .map_err(io_error("creating", directory))
+pub fn create_folder(files: &MachineFiles) -> Result<(), BootError> {
+    for path in [files.directory(), &files.export()] {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .map_err(io_error("creating", path))?;
+    }
+    Ok(())
 }
 
 /// Removes what a machine that did not come to be has left in its folder.

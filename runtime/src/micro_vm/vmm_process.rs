@@ -2,16 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use container::ProcessIdentity;
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vmm::config::MachineConfig;
@@ -19,20 +18,19 @@ use vmm::status::{Event, ExitKind, Phase};
 
 use super::console::ConsoleTail;
 use super::guest_text;
-use crate::sandbox::record::ProcessIdentity;
+use super::machine_files::MachineFiles;
+use super::status_file::StatusFile;
 
 /// How long the VMM may take to stop when asked.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The longest line of the status channel that is read, in bytes.
-const LONGEST_STATUS_LINE: u64 = 256 * 1024;
-
-/// A running (or ended) `bulkhead-vmm`. Dropping it kills the machine.
+/// A running (or ended) `bulkhead-vmm`. Dropping one that was spawned kills the machine, unless it was let go.
 #[derive(Debug)]
 pub struct VmmProcess {
     pidfd: OwnedFd,
     identity: ProcessIdentity,
     progress: watch::Receiver<Progress>,
+    ends_with_us: bool,
 }
 
 /// How far the machine has come.
@@ -53,9 +51,9 @@ pub struct MachineEnd {
 /// Why the VMM could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The log could not be made.
-    #[error("creating the VMM's log {}", .path.display())]
-    Log {
+    /// A file of its output could not be made.
+    #[error("creating {}", .path.display())]
+    Output {
         /// The file.
         path: PathBuf,
         /// The cause.
@@ -71,7 +69,7 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
-    /// Its configuration could not be handed over, or its status channel not be read.
+    /// Its configuration could not be handed over, or its status not be followed.
     #[error("talking to {}", .binary.display())]
     Talk {
         /// The binary.
@@ -80,70 +78,98 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// It could not be written down.
+    #[error("writing down which process the VMM is")]
+    WriteDown(#[source] io::Error),
 }
 
 impl VmmProcess {
-    /// Starts `binary` on `config`, its messages for people going to `log`.
+    /// Starts `binary` in the folder of its files, on `config`, whose relative paths are of that folder. `write_down` is
+    /// told which process it is before it gets its configuration, without which it ends: whoever cleans up after us knows
+    /// of every VMM that runs.
     ///
     /// # Errors
     /// When the process cannot be started; what it makes of its configuration shows in [`Self::reached`].
-    pub fn spawn(binary: &Path, config: &MachineConfig, log: &Path) -> Result<Self, SpawnError> {
-        let stderr = File::create(log).map_err(|source| SpawnError::Log {
-            path: log.to_owned(),
-            source,
-        })?;
+    pub fn spawn(
+        binary: &Path,
+        config: &MachineConfig,
+        files: &MachineFiles,
+        write_down: impl FnOnce(ProcessIdentity) -> io::Result<()>,
+    ) -> Result<Self, SpawnError> {
+        let create = |path: &Path| {
+            File::create(path).map_err(|source| SpawnError::Output {
+                path: path.to_owned(),
+                source,
+            })
+        };
         let mut child = Command::new(binary)
             .args(["--config", "-"])
             .env_clear()
+            .current_dir(files.directory())
             // A key pressed at our terminal is the container's to hear of, not the machine's to die of.
             .process_group(0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
+            .stdout(create(&files.status())?)
+            .stderr(create(&files.log())?)
             .spawn()
             .map_err(|source| SpawnError::Execute {
                 binary: binary.to_owned(),
                 source,
             })?;
-        let guarded = Self::listen(&mut child, config, log);
-        match guarded {
-            Ok(process) => Ok(process),
-            Err(source) => {
-                // Not yet guarded by a value of ours, so ended by hand; it may have ended by itself.
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(SpawnError::Talk {
-                    binary: binary.to_owned(),
-                    source,
-                })
-            }
+        let talk = |source| SpawnError::Talk {
+            binary: binary.to_owned(),
+            source,
+        };
+        let spawned = ProcessIdentity::of(child.id().cast_signed())
+            .map_err(|errno| talk(errno.into()))
+            .and_then(|identity| {
+                write_down(identity).map_err(SpawnError::WriteDown)?;
+                hand_over(&mut child, config)
+                    .and_then(|()| Self::follow(identity, files, true))
+                    .map_err(talk)
+            });
+        if spawned.is_err() {
+            // Not yet guarded by a value of ours, so ended by hand; it may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
         }
+        spawned
     }
 
-    fn listen(child: &mut Child, config: &MachineConfig, log: &Path) -> io::Result<Self> {
-        let pid = rustix::process::Pid::from_child(child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        let identity = ProcessIdentity::of(child.id())
-            .ok_or_else(|| io::Error::other("the process is not to be found in /proc"))?;
-        let missing = || io::Error::other("a pipe is missing");
-        let description = serde_json::to_vec(config)?;
-        child.stdin.take().ok_or_else(missing)?.write_all(&description)?;
-        let status = pipe::Receiver::from_owned_fd(child.stdout.take().ok_or_else(missing)?.into())?;
+    /// Takes part in the life of a machine that another process has started.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub fn join(identity: ProcessIdentity, files: &MachineFiles) -> io::Result<Self> {
+        Self::follow(identity, files, false)
+    }
+
+    fn follow(identity: ProcessIdentity, files: &MachineFiles, ends_with_us: bool) -> io::Result<Self> {
+        let pidfd = identity.open()?.ok_or_else(|| {
+            let end = MachineEnd::of_ended(files);
+            io::Error::other(end)
+        })?;
         let (sender, progress) = watch::channel(Progress::default());
         // SAFETY: the descriptor is owned by the registration and so open for as long as it lasts.
         let ended = unsafe { AsyncFd::register(pidfd.try_clone()?) }?;
-        tokio::spawn(follow(
-            status,
-            ended,
-            sender,
-            config.console_ring.clone(),
-            log.to_owned(),
-        ));
+        let status = StatusFile::open(&files.status())?;
+        tokio::spawn(follow(status, ended, sender, files.clone()));
         Ok(Self {
             pidfd,
             identity,
             progress,
+            ends_with_us,
         })
+    }
+
+    /// Leaves the machine to others: it runs on when this is dropped.
+    pub fn let_go(&mut self) {
+        self.ends_with_us = false;
+    }
+
+    /// The process, for what is done to it by its descriptor.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Which process it is.
@@ -187,6 +213,12 @@ impl VmmProcess {
         Ok(())
     }
 
+    /// Kills the machine, without waiting for its end.
+    pub fn kill(&self) {
+        // It fails only when it has ended already.
+        let _ = self.signal(Signal::KILL);
+    }
+
     fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
             Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -197,7 +229,7 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        if self.progress.borrow().end.is_none() {
+        if self.ends_with_us && self.progress.borrow().end.is_none() {
             // Both fail only when it has ended and been reaped already.
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
             let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
@@ -212,47 +244,72 @@ impl MachineEnd {
             console: ConsoleTail::default(),
         }
     }
-}
 
-/// Follows the status channel to its end, then reaps the process.
-async fn follow(
-    status: pipe::Receiver,
-    ended: AsyncFd<OwnedFd>,
-    progress: watch::Sender<Progress>,
-    console_ring: PathBuf,
-    log: PathBuf,
-) {
-    let mut lines = BufReader::new(status);
-    let mut own_account = None;
-    loop {
-        let mut line = Vec::new();
-        match (&mut lines)
-            .take(LONGEST_STATUS_LINE)
-            .read_until(b'\n', &mut line)
-            .await
-        {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-        match serde_json::from_slice(&line) {
-            Ok(Event::Phase { name, .. }) => progress.send_modify(|progress| progress.phases.push(name)),
-            Ok(Event::Exit(exit)) => {
-                own_account = Some(format!("{}: {}", in_words(exit.reason.kind), exit.reason.message));
-            }
-            // Another version's event: no reason to lose the machine.
-            Err(_) => {}
+    /// The end of a machine whose process is gone, as its files tell it.
+    fn of_ended(files: &MachineFiles) -> Self {
+        let events = StatusFile::open(&files.status()).and_then(|mut status| status.read_events());
+        let own_account = events.unwrap_or_default().iter().find_map(account);
+        Self::told(own_account, None, files)
+    }
+
+    fn told(own_account: Option<String>, exit: Option<&WaitIdStatus>, files: &MachineFiles) -> Self {
+        let reason = own_account.unwrap_or_else(|| last_words(&files.log(), exit));
+        Self {
+            // A guest can make the VMM name what it did.
+            reason: guest_text::shown(&reason),
+            console: ConsoleTail::read(&files.console_ring()),
         }
     }
-    let reaped = match ended.readable().await {
-        Ok(_) => waitid(WaitId::PidFd(ended.get_ref().as_fd()), WaitIdOptions::EXITED),
-        Err(_) => Ok(None),
-    };
-    let reason = own_account.unwrap_or_else(|| last_words(&log, reaped.ok().flatten().as_ref()));
-    let end = MachineEnd {
-        // A guest can make the VMM name what it did.
-        reason: guest_text::shown(&reason),
-        console: ConsoleTail::read(&console_ring),
-    };
+}
+
+/// Gives a VMM its configuration.
+fn hand_over(child: &mut Child, config: &MachineConfig) -> io::Result<()> {
+    let description = serde_json::to_vec(config)?;
+    let stdin = child.stdin.take();
+    let mut stdin = stdin.ok_or_else(|| io::Error::other("it has no standard input"))?;
+    stdin.write_all(&description)
+}
+
+/// What the machine itself says of its end, if this is it.
+fn account(event: &Event) -> Option<String> {
+    match event {
+        Event::Exit(exit) => Some(format!("{}: {}", in_words(exit.reason.kind), exit.reason.message)),
+        Event::Phase { .. } => None,
+    }
+}
+
+/// Follows the machine's account of itself to its end, then reaps the process, if it is our child.
+async fn follow(
+    mut status: StatusFile,
+    ended: AsyncFd<OwnedFd>,
+    progress: watch::Sender<Progress>,
+    files: MachineFiles,
+) {
+    let mut own_account = None;
+    let mut runs = true;
+    loop {
+        // A file that cannot be read tells nothing; the end of the process still does.
+        for event in status.read_events().unwrap_or_default() {
+            own_account = account(&event).or(own_account);
+            if let Event::Phase { name, .. } = event {
+                progress.send_modify(|progress| progress.phases.push(name));
+            }
+        }
+        if !runs {
+            break;
+        }
+        tokio::select! {
+            biased;
+            // All that was written is read once more.
+            _ = ended.readable() => runs = false,
+            grown = status.grown() => if grown.is_err() {
+                let _ = ended.readable().await;
+                runs = false;
+            },
+        }
+    }
+    let reaped = waitid(WaitId::PidFd(ended.get_ref().as_fd()), WaitIdOptions::EXITED);
+    let end = MachineEnd::told(own_account, reaped.ok().flatten().as_ref(), &files);
     progress.send_modify(|progress| progress.end = Some(end));
 }
 
@@ -270,7 +327,7 @@ fn in_words(kind: ExitKind) -> &'static str {
 }
 
 /// The account of a VMM that could give none: how its process ended and what it last said to people.
-fn last_words(log: &Path, status: Option<&rustix::process::WaitIdStatus>) -> String {
+fn last_words(log: &Path, status: Option<&WaitIdStatus>) -> String {
     let how = match status {
         Some(status) => match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("the VMM exited with code {code}"),

@@ -6,7 +6,7 @@ use container::{Bundle, Container, ContainerId, CreateOptions, Stdio};
 
 use super::foreground::take_our_size;
 use super::log::Log;
-use super::{GlobalOptions, OciError, descriptors};
+use super::{GlobalOptions, OciError, descriptors, guest};
 use crate::isolation::Isolation;
 
 /// Create a container from a bundle; its program waits for start
@@ -24,17 +24,17 @@ pub(super) struct Creation {
     pub(super) id: ContainerId,
     /// The folder of the bundle
     #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
+    pub(super) bundle: PathBuf,
     /// A file that gets the pid of the container's process
     #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
+    pub(super) pid_file: Option<PathBuf>,
     /// A socket that gets the terminal, for a configuration that has one
     #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
+    pub(super) console_socket: Option<PathBuf>,
     /// Let the program keep this many of the caller's descriptors after the standard streams; those of LISTEN_FDS come
     /// first
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(super) preserve_fds: u32,
     /// Leave the program the caller's session keyring
     #[arg(long)]
     no_new_keyring: bool,
@@ -45,28 +45,34 @@ pub(super) struct Creation {
 
 impl CreateArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        self.creation.create(global, log, false).map(|_| ())
+        match self.creation.load(global)? {
+            (bundle, Isolation::SharedKernel) => self.creation.create(bundle, global, log, false).map(|_| ()),
+            (bundle, Isolation::MicroVm) => guest::create(&self.creation, &bundle, global, log),
+        }
     }
 }
 
 impl Creation {
-    /// Creates the container. With `shows_terminal` this command itself shows the terminal of one that has a terminal and
-    /// no console socket to send it to.
-    pub(super) fn create(
-        &self,
-        global: &GlobalOptions,
-        log: &Log,
-        shows_terminal: bool,
-    ) -> Result<Container, OciError> {
-        let mut bundle = Bundle::load(&self.bundle)?;
+    /// The bundle, and the wall that the container is to stand behind.
+    pub(super) fn load(&self, global: &GlobalOptions) -> Result<(Bundle, Isolation), OciError> {
+        let bundle = Bundle::load(&self.bundle)?;
         let annotation = match bundle.spec().annotations() {
             Some(annotations) => Isolation::from_annotations(annotations)?,
             None => None,
         };
-        match Isolation::choose(global.isolation, annotation, None) {
-            Isolation::SharedKernel => {}
-            Isolation::MicroVm => return Err(OciError::MicroVm),
-        }
+        let wall = Isolation::choose(global.isolation, annotation, guest::configured_isolation(global)?);
+        Ok((bundle, wall))
+    }
+
+    /// Creates the container on this kernel. With `shows_terminal` this command itself shows the terminal of one that has
+    /// a terminal and no console socket to send it to.
+    pub(super) fn create(
+        &self,
+        mut bundle: Bundle,
+        global: &GlobalOptions,
+        log: &Log,
+        shows_terminal: bool,
+    ) -> Result<Container, OciError> {
         let preserved = descriptors::preserved(self.preserve_fds);
         let mut stdio = Stdio::Inherit;
         if let Some(process) = bundle.process_mut() {

@@ -10,10 +10,10 @@ use super::{GlobalOptions, OciError};
 pub(super) struct DeleteArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// Kill a container that is created or running first; one that does not exist is no error
     #[arg(short, long)]
-    force: bool,
+    pub(super) force: bool,
 }
 
 impl DeleteArguments {

@@ -10,7 +10,8 @@ use container::{
 use super::ps::PsError;
 use super::spec::SpecFileError;
 use super::update::ResourcesError;
-use crate::isolation::{AnnotationError, ISOLATION_ANNOTATION};
+use crate::isolation::AnnotationError;
+use crate::oci_pod::folder::FolderError;
 
 /// What a verb of the OCI command line ends with when it fails.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +22,25 @@ pub enum OciError {
     /// The bundle's annotations ask for what is not there.
     #[error("config.json: annotations")]
     Annotations(#[from] AnnotationError),
-    /// The microVM wall was asked for, or nothing was said and it is the default.
-    #[error(
-        "this command line cannot make a container behind the microvm wall yet: `--isolation shared-kernel`, or the \
-         annotation {ISOLATION_ANNOTATION}=shared-kernel, chooses the host's kernel"
-    )]
-    MicroVm,
+    /// The program for containers behind the microVM wall could not be executed.
+    #[error("cannot execute {}, which makes and finds containers behind the microvm wall", program.display())]
+    HandOver {
+        /// The program.
+        program: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is written down of a container behind the microVM wall cannot be read.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Whether a container behind the microVM wall lives cannot be told.
+    #[error("cannot look at the container's attendant")]
+    Attendant(#[source] std::io::Error),
+    /// A verb failed behind the microVM wall.
+    #[cfg(feature = "microvm")]
+    #[error(transparent)]
+    Guest(#[from] super::guest::GuestError),
     /// The container could not be created.
     #[error(transparent)]
     Create(#[from] CreateError),
@@ -128,6 +142,10 @@ pub enum OciError {
 impl OciError {
     /// What a shell is told: 127 or 126 where the container's program is what is wrong, as it would say itself.
     pub(super) fn exit_code(&self) -> u8 {
+        #[cfg(feature = "microvm")]
+        if let OciError::Guest(error) = self {
+            return error.exit_code();
+        }
         let failure = match self {
             OciError::Create(error) => error.command_failure(),
             OciError::Start(error) => error.command_failure(),

@@ -15,28 +15,28 @@ use super::{GlobalOptions, OciError, load, print};
 pub(super) struct EventsArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// How often to tell what is used, as in 500ms, 5s or 1m30s
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_interval)]
-    interval: Duration,
+    pub(super) interval: Duration,
     /// Tell once what is used, and end
     #[arg(long)]
-    stats: bool,
+    pub(super) stats: bool,
 }
 
 #[derive(Serialize)]
-struct Event<'a> {
+struct Event<'a, S: Serialize> {
     r#type: &'static str,
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Data>,
+    data: Option<Data<S>>,
 }
 
 /// What runc tells. The last two members are what it tells without Intel RDT and with a network it did not make.
 #[derive(Serialize)]
-struct Data {
+struct Data<S: Serialize> {
     #[serde(flatten)]
-    statistics: Statistics,
+    statistics: S,
     intel_rdt: serde_json::Map<String, serde_json::Value>,
     network_interfaces: Option<()>,
 }
@@ -74,7 +74,7 @@ impl EventsArguments {
             // What memory the end was for want of comes before the end.
             if let Some(watch) = &mut watch {
                 for _ in 0..watch.take().map_err(container::ProcessError::from)? {
-                    self.tell("oom", None)?;
+                    tell_out_of_memory(&self.id)?;
                 }
             }
             if ended {
@@ -88,24 +88,34 @@ impl EventsArguments {
     }
 
     fn tell_use(&self, container: &Container) -> Result<(), OciError> {
-        let data = Data {
-            statistics: container.statistics()?,
-            intel_rdt: serde_json::Map::new(),
-            network_interfaces: None,
-        };
-        self.tell("stats", Some(data))
+        tell_use(&self.id, container.statistics()?)
     }
+}
 
-    fn tell(&self, r#type: &'static str, data: Option<Data>) -> Result<(), OciError> {
-        let event = Event {
-            r#type,
-            id: self.id.as_str(),
-            data,
-        };
-        let mut line = serde_json::to_vec(&event).map_err(|error| OciError::Output(error.into()))?;
-        line.push(b'\n');
-        print(&line)
-    }
+/// Tells what a container uses: the engine's statistics, or the same as an agent tells them.
+pub(super) fn tell_use(id: &ContainerId, statistics: impl Serialize) -> Result<(), OciError> {
+    let data = Data {
+        statistics,
+        intel_rdt: serde_json::Map::new(),
+        network_interfaces: None,
+    };
+    tell(id, "stats", Some(data))
+}
+
+/// Tells that the kernel has ended a process of the container for want of memory.
+pub(super) fn tell_out_of_memory(id: &ContainerId) -> Result<(), OciError> {
+    tell::<Statistics>(id, "oom", None)
+}
+
+fn tell<S: Serialize>(id: &ContainerId, r#type: &'static str, data: Option<Data<S>>) -> Result<(), OciError> {
+    let event = Event {
+        r#type,
+        id: id.as_str(),
+        data,
+    };
+    let mut line = serde_json::to_vec(&event).map_err(|error| OciError::Output(error.into()))?;
+    line.push(b'\n');
+    print(&line)
 }
 
 /// Waits for an event, but no longer than `left`. True when the container's process has ended.

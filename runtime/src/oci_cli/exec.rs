@@ -15,7 +15,7 @@ use super::{GlobalOptions, OciError, descriptors, load};
 pub(super) struct ExecArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// The program and its arguments
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -45,16 +45,16 @@ pub(super) struct ExecArguments {
     no_new_privs: Option<bool>,
     /// Do not wait for its end
     #[arg(short, long)]
-    detach: bool,
+    pub(super) detach: bool,
     /// A file that gets its pid
     #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
+    pub(super) pid_file: Option<PathBuf>,
     /// A socket that gets its terminal
     #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
+    pub(super) console_socket: Option<PathBuf>,
     /// Let it keep this many of the caller's descriptors after the standard streams; those of LISTEN_FDS come first
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(super) preserve_fds: u32,
     /// An AppArmor profile; this kernel's support is not used, so only an empty one is accepted
     #[arg(long, value_name = "PROFILE", hide = true)]
     apparmor: Option<String>,
@@ -112,7 +112,7 @@ impl ExecArguments {
     }
 
     /// The process to run: that of the file, or that of the container changed by the options.
-    fn process(&self, configured: Process) -> Result<Process, OciError> {
+    pub(super) fn process(&self, configured: Process) -> Result<Process, OciError> {
         let mut process = match &self.process {
             Some(path) => read_process(path)?,
             None => {

@@ -10,13 +10,13 @@ use super::{GlobalOptions, OciError, load};
 pub(super) struct KillArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// A name, with or without SIG, or a number
     #[arg(value_name = "SIGNAL", default_value = "TERM")]
-    signal: Signal,
+    pub(super) signal: Signal,
     /// Send it to every process of the container, also when its first process has ended
     #[arg(short, long)]
-    all: bool,
+    pub(super) all: bool,
 }
 
 impl KillArguments {

@@ -9,6 +9,8 @@ use super::log::{Log, chain};
 use super::ps::Format;
 use super::state::{ContainerState, owner_name};
 use super::{GlobalOptions, OciError, print};
+use crate::oci_pod::folder::Folder;
+use crate::oci_pod::record::GuestContainer;
 
 /// List the containers whose state is in the root folder
 #[derive(Debug, clap::Args)]
@@ -50,7 +52,14 @@ impl ListArguments {
         }
         let mut listed = Vec::with_capacity(containers.len());
         for (id, loaded) in containers {
-            match loaded.and_then(|container| ContainerState::of(&container)) {
+            let state = match GuestContainer::read(&Folder::of(&global.root, &id)) {
+                Ok(Some(container)) => ContainerState::of_guest(&container),
+                Ok(None) => loaded
+                    .and_then(|container| ContainerState::of(&container))
+                    .map_err(OciError::from),
+                Err(error) => Err(error.into()),
+            };
+            match state {
                 Ok(state) => listed.push(Listed::Known(Box::new(state))),
                 Err(error) => {
                     log.warning(&format!("container `{id}`: {}", chain(&error)));

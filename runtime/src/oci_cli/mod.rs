@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+pub mod guest;
 mod kill;
 mod list;
 mod log;
@@ -34,6 +35,7 @@ use container::{Container, ContainerId};
 pub use error::OciError;
 
 use crate::isolation::{Isolation, UnknownIsolation};
+use crate::oci_pod::record::GuestContainer;
 use log::{Log, LogFormat};
 
 /// Runs containers of OCI bundles.
@@ -70,6 +72,9 @@ struct GlobalOptions {
     /// The wall a new container stands behind, microvm or shared-kernel; it wins over the annotation
     #[arg(long, global = true, value_name = "WALL", value_parser = parse_isolation)]
     isolation: Option<Isolation>,
+    /// The configuration file, which says how microVMs are made [default: /etc/bulkhead/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl GlobalOptions {
@@ -116,8 +121,8 @@ impl Arguments {
     }
 }
 
-/// Runs the command line of this process.
-pub fn main() -> ExitCode {
+/// Runs the command line of this process, which is called `name`.
+fn main_as(name: &str) -> ExitCode {
     // Before anything else, since it does it all again.
     let out_of_reach = if std::env::args_os().any(|word| ENTERING.iter().any(|verb| word == *verb)) {
         container::keep_own_program_out_of_reach()
@@ -132,7 +137,7 @@ pub fn main() -> ExitCode {
     ) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("bulkhead-oci: error: {}", log::chain(&error));
+            eprintln!("{name}: error: {}", log::chain(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -147,15 +152,25 @@ pub fn main() -> ExitCode {
             let message = log::chain(&error);
             log.error(&message);
             // Callers that look for the word `error` here, and not at the exit code, exist.
-            eprintln!("bulkhead-oci: error: {message}");
+            eprintln!("{name}: error: {message}");
             ExitCode::from(error.exit_code())
         }
     }
 }
 
+/// Runs `bulkhead-oci`.
+pub fn main() -> ExitCode {
+    main_as("bulkhead-oci")
+}
+
 impl Verb {
     /// The exit code of a verb that succeeds, which is that of the program it waited for.
     fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
+        if let Some(id) = self.container()
+            && GuestContainer::exists(&global.root, id)
+        {
+            return guest::run(self, global, log);
+        }
         match self {
             Verb::Exec(arguments) => return arguments.run(global, log),
             Verb::Run(arguments) => return arguments.run(global, log),
@@ -174,6 +189,29 @@ impl Verb {
             Verb::Features(arguments) => arguments.run(),
         }
         .map(|()| 0)
+    }
+}
+
+impl Verb {
+    /// The container that has to exist, for a verb that asks or changes something beyond what is written down of it.
+    fn container(&self) -> Option<&ContainerId> {
+        match self {
+            Verb::Exec(arguments) => Some(&arguments.id),
+            Verb::Start(arguments) => Some(&arguments.id),
+            Verb::Kill(arguments) => Some(&arguments.id),
+            Verb::Delete(arguments) => Some(&arguments.id),
+            Verb::Pause(arguments) => Some(&arguments.id),
+            Verb::Resume(arguments) => Some(&arguments.id),
+            Verb::Update(arguments) => Some(&arguments.id),
+            Verb::Events(arguments) => Some(&arguments.id),
+            Verb::Ps(arguments) => Some(&arguments.id),
+            Verb::Create(_)
+            | Verb::Run(_)
+            | Verb::State(_)
+            | Verb::List(_)
+            | Verb::Spec(_)
+            | Verb::Features(_) => None,
+        }
     }
 }
 

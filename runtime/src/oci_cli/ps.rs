@@ -14,17 +14,17 @@ use super::{GlobalOptions, OciError, load, print};
 pub(super) struct PsArguments {
     /// How they are shown
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
-    format: Format,
+    pub(super) format: Format,
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// Passed on to ps(1), whose table must have a column PID; by default -ef
     #[arg(
         value_name = "PS OPTIONS",
         trailing_var_arg = true,
         allow_hyphen_values = true
     )]
-    ps_arguments: Vec<String>,
+    pub(super) ps_arguments: Vec<String>,
 }
 
 /// How processes or containers are shown.

@@ -5,19 +5,20 @@ use container::Container;
 use super::create::Creation;
 use super::foreground::Foreground;
 use super::log::{Log, chain};
-use super::{GlobalOptions, OciError};
+use super::{GlobalOptions, OciError, guest};
+use crate::isolation::Isolation;
 
 /// Create a container, run its program, wait for its end and remove it
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArguments {
     #[command(flatten)]
-    creation: Creation,
+    pub(super) creation: Creation,
     /// Do not wait: the container runs on by itself, and is left to delete
     #[arg(short, long)]
-    detach: bool,
+    pub(super) detach: bool,
     /// Leave the container to delete when its program has ended
     #[arg(long)]
-    keep: bool,
+    pub(super) keep: bool,
     /// Accepted for runc's sake: orphans of the container go to the caller's reaper in any case
     #[arg(long, hide = true)]
     no_subreaper: bool,
@@ -26,12 +27,16 @@ pub(super) struct RunArguments {
 impl RunArguments {
     /// The exit code of the program, or 0 for a container that was detached.
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
+        let (bundle, wall) = self.creation.load(global)?;
+        if wall == Isolation::MicroVm {
+            return guest::run_container(self, &bundle, global, log);
+        }
         let foreground = if self.detach {
             None
         } else {
             Some(Foreground::begin()?)
         };
-        let mut container = self.creation.create(global, log, !self.detach)?;
+        let mut container = self.creation.create(bundle, global, log, !self.detach)?;
         let ran = self.start_and_wait(&mut container, foreground);
         if ran.is_ok() && (self.detach || self.keep) {
             return ran;

@@ -10,7 +10,7 @@ use super::{GlobalOptions, OciError, load};
 pub(super) struct StartArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
 }
 
 impl StartArguments {

@@ -1,13 +1,15 @@
 //! `bulkhead-oci state`
 
 use std::path::PathBuf;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use container::{Container, ContainerId, OciState, StateError};
 use serde::Serialize;
 
 use super::moment::nanoseconds;
 use super::{GlobalOptions, OciError, load, print_json};
+use crate::oci_pod::folder::Folder;
+use crate::oci_pod::record::GuestContainer;
 
 /// Print the state of a container as JSON
 #[derive(Debug, clap::Args)]
@@ -19,7 +21,11 @@ pub(super) struct StateArguments {
 
 impl StateArguments {
     pub(super) fn run(&self, global: &GlobalOptions) -> Result<(), OciError> {
-        print_json(&ContainerState::of(&load(global, &self.id)?)?)
+        let folder = Folder::of(&global.root, &self.id);
+        match GuestContainer::read(&folder)? {
+            Some(container) => print_json(&ContainerState::of_guest(&container)?),
+            None => print_json(&ContainerState::of(&load(global, &self.id)?)?),
+        }
     }
 }
 
@@ -35,6 +41,18 @@ pub(super) struct ContainerState {
 }
 
 impl ContainerState {
+    /// The state of a container behind the microVM wall.
+    pub(super) fn of_guest(container: &GuestContainer) -> Result<ContainerState, OciError> {
+        Ok(ContainerState {
+            state: container
+                .state()
+                .map_err(|errno| OciError::Attendant(errno.into()))?,
+            rootfs: container.rootfs.clone(),
+            created: nanoseconds(Duration::from_nanos(container.created_at)),
+            owner: owner_name(container.owner),
+        })
+    }
+
     pub(super) fn of(container: &Container) -> Result<ContainerState, StateError> {
         let created = container
             .created()

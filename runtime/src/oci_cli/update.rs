@@ -16,7 +16,7 @@ use super::{GlobalOptions, OciError, load};
 pub(super) struct UpdateArguments {
     /// The container
     #[arg(value_name = "ID")]
-    id: ContainerId,
+    pub(super) id: ContainerId,
     /// A file, or - for standard input, with limits as in linux.resources of a configuration; other options are then
     /// ignored
     #[arg(short, long, value_name = "FILE")]
@@ -155,15 +155,7 @@ pub enum ResourcesError {
 
 impl UpdateArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        let (changes, path) = match &self.resources {
-            Some(path) => (read(path)?, path.as_path()),
-            None => (self.limits.document(), Path::new("options")),
-        };
-        let changes: LinuxResources =
-            serde_json::from_value(changes).map_err(|source| ResourcesError::Parse {
-                path: path.to_owned(),
-                source,
-            })?;
+        let changes = self.changes()?;
         let mut container = load(global, &self.id)?;
         container.update(&changes)?;
         for warning in container.take_warnings() {
@@ -171,6 +163,20 @@ impl UpdateArguments {
         }
         log.debug(|| format!("changed the limits of container {}", self.id));
         Ok(())
+    }
+}
+
+impl UpdateArguments {
+    /// What is to change.
+    pub(super) fn changes(&self) -> Result<LinuxResources, ResourcesError> {
+        let (changes, path) = match &self.resources {
+            Some(path) => (read(path)?, path.as_path()),
+            None => (self.limits.document(), Path::new("options")),
+        };
+        serde_json::from_value(changes).map_err(|source| ResourcesError::Parse {
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 

@@ -65,7 +65,8 @@ pub(crate) fn ps(configuration: &Configuration, arguments: &Arguments) -> anyhow
 fn status(record: &SandboxRecord) -> String {
     match record.exit_status {
         Some(status) => format!("exited ({status})"),
-        None if record.supervisor.is_alive() => "running".to_owned(),
+        // What `/proc` does not tell is taken for running: nothing is removed on a guess.
+        None if record.supervisor.is_alive().unwrap_or(true) => "running".to_owned(),
         None => format!("abandoned by process {}", record.supervisor.pid),
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use container::ContainerId;
+use container::{ContainerId, ProcessIdentity};
 use image::bundle::{Bind, BundleOptions, ByteSize, CpuCount, InvalidValue, PidsLimit, UserName, Variable};
 use image::{ContainerLayer, Image, Progress, Reference, RootfsMount, Store};
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -18,14 +18,15 @@ use crate::configuration::Configuration;
 use crate::isolation::Isolation;
 use crate::kvm;
 use crate::micro_vm::MicroVm;
-use crate::micro_vm::start::StartRecord;
+use crate::micro_vm::machine_files::MachineFiles;
+use crate::micro_vm::start::{Life, NewMachine, StartRecord};
 use crate::micro_vm::template::TemplatePolicy;
 use crate::sandbox::directory::SandboxDirectory;
-use crate::sandbox::record::{ProcessIdentity, SandboxRecord};
+use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::shared_kernel::SharedKernel;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ContainerRequest, Sandbox, SandboxError};
-use crate::sizing::PodLimits;
+use crate::sizing::{PodLimits, machine_size};
 use crate::terminal::{self, RawTerminal};
 
 /// How much of an id is a hostname, as with other container tools.
@@ -106,7 +107,8 @@ pub(crate) fn run(configuration: &Configuration, arguments: Arguments) -> anyhow
         created_at: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
-        supervisor: ProcessIdentity::of(std::process::id()).context("reading our own entry in /proc")?,
+        supervisor: ProcessIdentity::of(std::process::id().cast_signed())
+            .context("reading our own entry in /proc")?,
         vmm: None,
         start: None,
         init: None,
@@ -204,7 +206,13 @@ impl Prepared<'_> {
         let mut microvm = self.configuration.microvm.clone();
         microvm.template = self.arguments.template.unwrap_or(microvm.template);
         let mut start = StartRecord::default();
-        let machine = MicroVm::start(&microvm, &directory.machine(), &record.id, &limits, &mut start)
+        let new = NewMachine {
+            configuration: &microvm,
+            files: &MachineFiles::of(&directory.machine()),
+            size: machine_size(&limits).context("sizing the microVM")?,
+            life: Life::WithUs,
+        };
+        let machine = MicroVm::start(&new, &record.id, &mut start)
             .await
             .context("starting the microVM")?;
         record.vmm = Some(machine.machine());

@@ -10,8 +10,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use container::ProcessIdentity;
 
-use self::record::ProcessIdentity;
 use self::stdio::ContainerStdio;
 use crate::isolation::Isolation;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use container::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::isolation::Isolation;
@@ -11,16 +12,6 @@ use crate::micro_vm::start::StartRecord;
 
 /// The file within a sandbox's directory.
 const FILE: &str = "record.json";
-
-/// A process that is still the same one when its number is seen again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessIdentity {
-    /// Its number.
-    pub pid: u32,
-    /// When it started, in clock ticks since boot (proc(5), `/proc/pid/stat`, field 22).
-    pub start_time: u64,
-}
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,23 +71,6 @@ pub enum RecordError {
     },
 }
 
-impl ProcessIdentity {
-    /// The identity of a living process; `None` when there is none of that number.
-    pub fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command's name may hold spaces and parentheses; the fields proper follow its last one. The first of
-        // them is field 3.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let start_time = fields.split_whitespace().nth(22 - 3)?.parse().ok()?;
-        Some(Self { pid, start_time })
-    }
-
-    /// Whether the very process still lives.
-    pub fn is_alive(&self) -> bool {
-        Self::of(self.pid) == Some(*self)
-    }
-}
-
 impl SandboxRecord {
     /// Reads the record of the sandbox in `directory`.
     ///
@@ -131,19 +105,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_alive_and_its_successor_is_not() {
-        let own = ProcessIdentity::of(std::process::id()).unwrap();
-        assert!(own.is_alive());
-        assert!(
-            !ProcessIdentity {
-                start_time: own.start_time + 1,
-                ..own
-            }
-            .is_alive()
-        );
-    }
-
-    #[test]
     fn a_record_is_read_as_it_was_written() {
         let directory = tempfile::tempdir().unwrap();
         let record = SandboxRecord {
@@ -152,10 +113,7 @@ mod tests {
             image: "oci:x".into(),
             command: vec!["true".into()],
             created_at: 7,
-            supervisor: ProcessIdentity {
-                pid: 1,
-                start_time: 2,
-            },
+            supervisor: ProcessIdentity::of(std::process::id() as i32).unwrap(),
             vmm: None,
             start: None,
             init: None,

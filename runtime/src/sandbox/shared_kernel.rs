@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use container::{Bundle, Container, ContainerId, CreateOptions, Signal, Stdio, UnknownSignal};
+use container::{
+    Bundle, Container, ContainerId, CreateOptions, ProcessIdentity, Signal, Stdio, UnknownSignal,
+};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
 use super::directory::SandboxDirectory;
-use super::record::ProcessIdentity;
 use super::stdio::{ContainerStdio, CopyEnd, all_written, copy_in_background};
 use super::{CommandFailure, ContainerRequest, ExitStatus, Sandbox, SandboxError};
 use crate::isolation::Isolation;
@@ -62,7 +63,7 @@ impl Sandbox for SharedKernel {
 
     fn host_process(&self, id: &str) -> Option<ProcessIdentity> {
         let pid = self.containers.borrow().get(id)?.container.pid()?;
-        ProcessIdentity::of(pid.unsigned_abs())
+        ProcessIdentity::of(pid).ok()
     }
 
     async fn create(&self, request: ContainerRequest) -> Result<(), SandboxError> {

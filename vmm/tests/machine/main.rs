@@ -11,6 +11,7 @@ mod cpio;
 mod flat_guest;
 mod kernel_boot;
 mod kernel_snapshot;
+mod own_root;
 mod program;
 mod snapshot;
 mod stopping;

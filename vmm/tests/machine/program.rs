@@ -53,6 +53,7 @@ impl Machine {
             shared_directories: Vec::new(),
             control_socket: None,
             die_with_parent: false,
+            own_root: false,
             restore: None,
         };
         Self { directory, config }

@@ -17,7 +17,8 @@ use self::inputs::{InputError, TemplateInputs};
 use self::store::{StoreError, Template, TemplateLock, TemplateStore};
 use super::boot::{BootError, LOAD_DEADLINE};
 use super::control::{self, ControlError};
-use super::start;
+use super::machine_files::MachineFiles;
+use super::start::{self, Life, NewMachine};
 use crate::configuration::MicroVmConfiguration;
 use crate::sizing::MachineSize;
 
@@ -132,12 +133,19 @@ async fn build(
     size: MachineSize,
 ) -> Result<(), TemplateError> {
     let site = lock.begin()?;
-    let export = start::empty_export(&site.machine)?;
-    let machine = start::boot(configuration, &site.machine, size, &export).await?;
+    let files = MachineFiles::of(&site.machine);
+    start::create_folder(&files)?;
+    let new = NewMachine {
+        configuration,
+        files: &files,
+        size,
+        life: Life::ToBeSaved,
+    };
+    let _machine = start::boot(&new).await?;
     let save = Request::Snapshot {
         directory: site.snapshot.clone(),
     };
-    control::ask(&machine.paths.control_socket, &save, SNAPSHOT_DEADLINE).await?;
+    control::ask(&files.control_socket(), &save, SNAPSHOT_DEADLINE).await?;
     // What was booted is what was named: files replaced meanwhile make another template.
     if let Some(reason) = inputs.staleness() {
         return Err(TemplateError::Changed { reason });

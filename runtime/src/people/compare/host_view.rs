@@ -18,7 +18,7 @@ const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct HostProcess {
     /// Its number.
-    pub(crate) pid: u32,
+    pub(crate) pid: i32,
     /// Its effective user.
     pub(crate) uid: u32,
     /// Its name.
@@ -29,7 +29,7 @@ pub(crate) struct HostProcess {
 
 impl HostProcess {
     /// Looks at a process.
-    pub(crate) fn examine(pid: u32) -> anyhow::Result<Self> {
+    pub(crate) fn examine(pid: i32) -> anyhow::Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))
             .with_context(|| format!("reading the status of process {pid}"))?;
         let field = |name: &str| {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use super::host_view::{HostProcess, emulated_instructions};
 use crate::configuration::Configuration;
 use crate::isolation::Isolation;
-use crate::micro_vm::start::MachinePaths;
+use crate::micro_vm::machine_files::MachineFiles;
 use crate::sandbox::directory;
 use crate::sandbox::record::SandboxRecord;
 
@@ -99,7 +99,7 @@ pub(crate) fn observe(
     let emulated_instructions = match wall {
         Isolation::SharedKernel => None,
         Isolation::MicroVm => Some(emulated_instructions(
-            &MachinePaths::of(&folder.join("vm")).control_socket,
+            &MachineFiles::of(&folder.join("vm")).control_socket(),
         )?),
     };
     drop(child.stdin.take());

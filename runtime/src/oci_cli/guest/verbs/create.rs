@@ -1,0 +1,285 @@
+//! `create`, as far as it is the same for `run`: a sandbox, an attendant, a container in the guest.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use container::{Bundle, HostHooks, OciState};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::Value;
+
+use super::delete::delete_from_pod;
+use super::{GuestError, configuration, event_loop};
+use crate::kvm;
+use crate::oci_cli::create::Creation;
+use crate::oci_cli::log::{Log, chain};
+use crate::oci_cli::{GlobalOptions, OciError, descriptors};
+use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ContainerPlan};
+use crate::oci_pod::folder::Folder;
+use crate::oci_pod::guest_configuration::fit_for_guest;
+use crate::oci_pod::membership::Membership;
+use crate::oci_pod::record::{GuestContainer, Stage};
+use crate::oci_pod::sandbox::{PodSandbox, machine_files};
+use crate::terminal::TerminalSize;
+
+/// The configuration in the container's folder.
+pub(super) const CONFIGURATION: &str = "config.json";
+
+/// A container that waits for its start.
+pub(super) struct Created {
+    /// The process that stands for it, a child of ours.
+    pub(super) attendant: container::ProcessIdentity,
+    /// The other end of its terminal, where nobody else asked for it.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+pub(in crate::oci_cli) fn create(
+    creation: &Creation,
+    bundle: &Bundle,
+    global: &GlobalOptions,
+    log: &Log,
+) -> Result<(), OciError> {
+    make(creation, bundle, global, log, None)?;
+    Ok(())
+}
+
+/// Makes the container. Where `shown` is given, a terminal that has no console socket to go to is ours to show, in that
+/// size.
+pub(super) fn make(
+    creation: &Creation,
+    bundle: &Bundle,
+    global: &GlobalOptions,
+    log: &Log,
+    shown: Option<Option<TerminalSize>>,
+) -> Result<Created, GuestError> {
+    if !descriptors::preserved(creation.preserve_fds).is_empty() {
+        return Err(GuestError::Descriptors);
+    }
+    let configuration = configuration(global)?;
+    kvm::check(&configuration.microvm.kvm)?;
+    let directory = bundle.directory();
+    let config: Value = std::fs::read(directory.join(CONFIGURATION))
+        .and_then(|text| Ok(serde_json::from_slice(&text)?))
+        .map_err(GuestError::Bundle)?;
+    let membership = Membership::of(&config, &global.root)?;
+    let mut fit = config.clone();
+    fit_for_guest(&mut fit, directory, &global.root)?;
+
+    let folder = Folder::create(&global.root, &creation.id)?;
+    let making = Making {
+        creation,
+        bundle,
+        config,
+        fit,
+        membership,
+        folder: &folder,
+        global,
+        log,
+    };
+    let made = folder
+        .lock()
+        .map_err(GuestError::from)
+        .and_then(|_lock| making.make(&configuration.microvm, shown));
+    if made.is_err() {
+        // What could not be made is the thing to tell; what is left of it is there to be deleted.
+        if let Err(left) = making.undo() {
+            log.warning(&chain(&left));
+        }
+    }
+    made
+}
+
+/// A container that is being made.
+struct Making<'a> {
+    creation: &'a Creation,
+    bundle: &'a Bundle,
+    /// As the caller gave it.
+    config: Value,
+    /// As the guest is to have it.
+    fit: Value,
+    membership: Membership,
+    folder: &'a Folder,
+    global: &'a GlobalOptions,
+    log: &'a Log,
+}
+
+impl Making<'_> {
+    fn make(
+        &self,
+        configuration: &crate::configuration::MicroVmConfiguration,
+        shown: Option<Option<TerminalSize>>,
+    ) -> Result<Created, GuestError> {
+        let mut record = self.record()?;
+        record.write(self.folder)?;
+        self.folder.write(CONFIGURATION, &self.config)?;
+        let (sandbox, sandbox_folder) = match &self.membership {
+            Membership::Founder { of_a_pod } => {
+                let started = event_loop()?.block_on(async {
+                    let (sandbox, machine) =
+                        PodSandbox::start(configuration, self.folder, &self.config, *of_a_pod).await?;
+                    // From here on its record is what it ends by.
+                    machine.let_go();
+                    Ok::<_, GuestError>(sandbox)
+                });
+                (started?, self.folder.clone())
+            }
+            Membership::Member(id) => (
+                PodSandbox::founded_by(&self.global.root, id)?,
+                Folder::of(&self.global.root, id),
+            ),
+        };
+        let has_terminal = self.config.pointer("/process/terminal") == Some(&Value::Bool(true));
+        let (stdio, terminal) = if has_terminal {
+            let (master, slave) = self.terminal(shown.flatten()).map_err(GuestError::Terminal)?;
+            (AttendantStdio::Terminal(slave), Some(master))
+        } else {
+            (AttendantStdio::Inherited, None)
+        };
+        let plan = AttendantPlan {
+            machine: sandbox.machine,
+            files: machine_files(&sandbox_folder).directory().to_owned(),
+            attended: Attended::Container(ContainerPlan {
+                id: record.id.clone(),
+                bundle: self.bundle.directory().to_owned(),
+                config: self.fit.clone(),
+                shared_folder: record.shared_folder.clone(),
+            }),
+            ends_machine: self.membership == Membership::Founder { of_a_pod: false },
+            has_terminal,
+        };
+        let attendant = Attendant::spawn(&plan, stdio)?;
+        record.attendant = Some(attendant.identity());
+        record.guest_pid = attendant.guest_pid();
+        record.stage = Stage::Created;
+        let terminal = match (terminal, &self.creation.console_socket) {
+            (Some(master), Some(socket)) => {
+                container::send_terminal(socket, std::os::fd::AsFd::as_fd(&master))?;
+                None
+            }
+            (terminal, _) => terminal,
+        };
+        let told = OciState {
+            pid: Some(attendant.identity().pid),
+            ..self.state_of_bundle()
+        };
+        HostHooks::new(self.bundle.spec())?.run_create_runtime(&told)?;
+        record.write(self.folder)?;
+        if let Some(path) = &self.creation.pid_file {
+            container::write_pid_file(path, attendant.identity().pid)?;
+        }
+        let identity = attendant.identity();
+        attendant.go_on()?;
+        self.log.debug(|| {
+            format!(
+                "created container {} in the microVM of process {}, attended by process {}",
+                record.id, sandbox.machine.pid, identity.pid
+            )
+        });
+        Ok(Created {
+            attendant: identity,
+            terminal,
+        })
+    }
+
+    /// Leaves nothing of what was made.
+    fn undo(&self) -> Result<(), GuestError> {
+        match &self.membership {
+            Membership::Founder { .. } => {
+                if let Some(sandbox) = PodSandbox::read(self.folder)? {
+                    sandbox.kill()?;
+                }
+            }
+            Membership::Member(sandbox) => {
+                if let Some(record) = GuestContainer::read(self.folder)? {
+                    delete_from_pod(&record, &Folder::of(&self.global.root, sandbox))?;
+                }
+            }
+        }
+        Ok(self.folder.remove()?)
+    }
+
+    fn record(&self) -> Result<GuestContainer, GuestError> {
+        let sandbox = match &self.membership {
+            Membership::Founder { .. } => &self.creation.id,
+            Membership::Member(id) => id,
+        };
+        let state = self.state_of_bundle();
+        let root = self.config.pointer("/root/path").and_then(Value::as_str);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(GuestContainer {
+            id: self.creation.id.to_string(),
+            sandbox: sandbox.to_string(),
+            rootfs: self.bundle.directory().join(root.unwrap_or_default()),
+            bundle: state.bundle,
+            oci_version: state.oci_version,
+            annotations: state.annotations,
+            created_at: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+            owner: rustix::process::geteuid().as_raw(),
+            shared_folder: unused_name().map_err(GuestError::EventLoop)?,
+            stage: Stage::Creating,
+            paused: false,
+            attendant: None,
+            guest_pid: 0,
+        })
+    }
+
+    /// What the configuration says that is also part of the container's state.
+    fn state_of_bundle(&self) -> OciState {
+        let spec = self.bundle.spec();
+        let annotations: BTreeMap<String, String> = spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        OciState {
+            oci_version: spec.version().clone(),
+            id: self.creation.id.to_string(),
+            status: container::Status::Creating,
+            pid: None,
+            bundle: self.bundle.directory().to_owned(),
+            annotations,
+        }
+    }
+
+    /// Both ends of a new terminal, in the size that is asked for or given.
+    fn terminal(&self, shown: Option<TerminalSize>) -> std::io::Result<(OwnedFd, OwnedFd)> {
+        let console = self.config.pointer("/process/consoleSize");
+        let asked = |name: &str| console?.get(name)?.as_u64()?.try_into().ok();
+        let size = shown.or_else(|| {
+            Some(TerminalSize {
+                columns: asked("width")?,
+                rows: asked("height")?,
+            })
+        });
+        open_terminal(size)
+    }
+}
+
+/// Both ends of a new terminal: the one whoever shows it has, and the one the attendant has.
+pub(super) fn open_terminal(size: Option<TerminalSize>) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
+    if let Some(size) = size {
+        let size = Winsize {
+            ws_col: size.columns,
+            ws_row: size.rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&slave, size)?;
+    }
+    Ok((master, slave))
+}
+
+/// A name that nothing had before: what a guest remembers of a name it has seen does not concern the next container.
+pub(super) fn unused_name() -> std::io::Result<String> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(random)))
+}

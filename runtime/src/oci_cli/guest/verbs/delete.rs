@@ -1,0 +1,108 @@
+//! `delete`: nothing of the container is left, and nothing of its sandbox if it founded it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use container::{Bundle, HostHooks, OciState, ProcessIdentity, Status};
+use tokio::time::timeout;
+
+use super::found::Found;
+use super::{GuestError, event_loop};
+use crate::kill_process::kill_and_wait;
+use crate::micro_vm::MicroVm;
+use crate::micro_vm::shared_directory::SharedDirectory;
+use crate::oci_cli::delete::DeleteArguments;
+use crate::oci_cli::log::{Log, chain};
+use crate::oci_cli::{GlobalOptions, OciError};
+use crate::oci_pod::folder::Folder;
+use crate::oci_pod::record::GuestContainer;
+use crate::oci_pod::sandbox::{PodSandbox, machine_files};
+
+/// How long an attendant that was killed may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the agent may take to remove a container whose sandbox lives on.
+const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn delete(arguments: &DeleteArguments, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
+    let lock = Folder::of(&global.root, &arguments.id).lock();
+    let found = Found::look(global, &arguments.id);
+    let (_lock, found) = match (lock, found) {
+        (Ok(lock), Ok(found)) => (lock, found),
+        (_, Err(GuestError::Gone(_))) if arguments.force => return Ok(()),
+        (Err(error), _) => return Err(GuestError::from(error).into()),
+        (_, Err(error)) => return Err(error.into()),
+    };
+    remove(&found, arguments.force, log)?;
+    log.debug(|| format!("deleted container {}", arguments.id));
+    Ok(())
+}
+
+/// Removes the container, whose lock is held.
+pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestError> {
+    if !force {
+        found.require(
+            &[Status::Stopped],
+            "stop it first, or delete it by force, which kills it",
+        )?;
+    }
+    if let Some(attendant) = found.container.attendant {
+        end(attendant)?;
+    }
+    match PodSandbox::read(&found.folder)? {
+        Some(sandbox) => sandbox.kill()?,
+        None => delete_from_pod(&found.container, &found.sandbox_folder)?,
+    }
+    run_poststop_hooks(&found.container, found.folder.path(), log);
+    Ok(found.folder.remove()?)
+}
+
+/// Kills an attendant. Its process in the guest is killed by its leash.
+fn end(attendant: ProcessIdentity) -> Result<(), GuestError> {
+    kill_and_wait(attendant, KILL_PATIENCE).map_err(|source| GuestError::Process { doing: "end", source })
+}
+
+/// Removes a container from a sandbox that goes on, if it does, and takes its files from it.
+pub(super) fn delete_from_pod(container: &GuestContainer, sandbox_folder: &Folder) -> Result<(), GuestError> {
+    let files = machine_files(sandbox_folder);
+    let lives = |sandbox: &PodSandbox| sandbox.machine.is_alive().unwrap_or(true);
+    if let Some(sandbox) = PodSandbox::read(sandbox_folder)?.filter(lives) {
+        let deleted = event_loop()?.block_on(async {
+            let delete = async {
+                let machine = MicroVm::join(sandbox.machine, &files).await?;
+                if machine.has_container(&container.id).await? {
+                    machine
+                        .delete_container(&container.id, &container.shared_folder)
+                        .await?;
+                }
+                Ok::<_, GuestError>(())
+            };
+            timeout(AGENT_PATIENCE, delete)
+                .await
+                .unwrap_or(Err(GuestError::SilentAgent(AGENT_PATIENCE)))
+        });
+        // One that has ended meanwhile took the container along.
+        if lives(&sandbox) {
+            deleted?;
+        }
+    }
+    Ok(SharedDirectory::withdraw(&files, &container.shared_folder)?)
+}
+
+/// What goes wrong there is no reason to keep a container.
+fn run_poststop_hooks(container: &GuestContainer, folder: &Path, log: &Log) {
+    let hooks = match Bundle::load(folder) {
+        Ok(bundle) => HostHooks::new(bundle.spec()),
+        // Its creation ended before its configuration was written down.
+        Err(_) => return,
+    };
+    let Ok(state) = container.state() else { return };
+    let state = OciState {
+        status: Status::Stopped,
+        pid: None,
+        ..state
+    };
+    for failure in hooks.iter().flat_map(|hooks| hooks.run_poststop(&state)) {
+        log.warning(&chain(&failure));
+    }
+}

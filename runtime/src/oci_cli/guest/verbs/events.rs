@@ -1,0 +1,69 @@
+//! `events`: what a container uses, and when the guest's kernel ends a process for want of memory.
+
+use std::time::{Duration, Instant};
+
+use container::Status;
+use serde_json::{Map, Value};
+use tokio::time::{MissedTickBehavior, interval_at};
+
+use super::found::Found;
+use super::{GuestError, event_loop};
+use crate::micro_vm::MicroVm;
+use crate::oci_cli::events::{EventsArguments, tell_out_of_memory, tell_use};
+use crate::oci_cli::{GlobalOptions, OciError};
+
+pub(super) fn events(arguments: &EventsArguments, global: &GlobalOptions) -> Result<(), OciError> {
+    let found = Found::look(global, &arguments.id)?;
+    if matches!(found.status()?, Status::Stopped | Status::Creating) {
+        return Err(OciError::Stopped(arguments.id.clone()));
+    }
+    event_loop()?.block_on(async {
+        let machine = found.machine().await?;
+        if arguments.stats {
+            return measure(&machine, &found).await;
+        }
+        match follow(&machine, &found, arguments.interval).await {
+            // The machine ends with its last container: that is the last of its events, and no failure.
+            Err(_) if matches!(found.status()?, Status::Stopped) => Ok(()),
+            followed => followed,
+        }
+    })
+}
+
+async fn measure(machine: &MicroVm, found: &Found) -> Result<(), OciError> {
+    let statistics = machine
+        .statistics(found.id.as_str())
+        .await
+        .map_err(GuestError::from)?;
+    // The members, whatever they are: an object, which is all that can be made part of another.
+    let statistics: Map<String, Value> =
+        serde_json::from_slice(&statistics).map_err(GuestError::Statistics)?;
+    tell_use(&found.id, statistics)
+}
+
+async fn follow(machine: &MicroVm, found: &Found, interval: Duration) -> Result<(), OciError> {
+    let mut ticks = interval_at((Instant::now() + interval).into(), interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = 0;
+    loop {
+        let watch = machine.wait_out_of_memory(found.id.as_str(), known);
+        tokio::pin!(watch);
+        loop {
+            tokio::select! {
+                biased;
+                changed = &mut watch => {
+                    let changed = changed.map_err(GuestError::from)?;
+                    for _ in known..changed.kills {
+                        tell_out_of_memory(&found.id)?;
+                    }
+                    if changed.ended {
+                        return Ok(());
+                    }
+                    known = changed.kills;
+                    break;
+                }
+                _ = ticks.tick() => measure(machine, found).await?,
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A container that exists, and its machine.
+
+use container::{ContainerId, Status};
+
+use super::GuestError;
+use crate::micro_vm::MicroVm;
+use crate::oci_cli::GlobalOptions;
+use crate::oci_pod::folder::{Folder, FolderLock};
+use crate::oci_pod::record::GuestContainer;
+use crate::oci_pod::sandbox::{PodSandbox, machine_files};
+
+/// What is written down of a container.
+pub(super) struct Found {
+    pub(super) id: ContainerId,
+    pub(super) folder: Folder,
+    pub(super) container: GuestContainer,
+    /// The folder of the first container of its pod.
+    pub(super) sandbox_folder: Folder,
+}
+
+impl Found {
+    /// The container as it is, while others may work on it.
+    pub(super) fn look(global: &GlobalOptions, id: &ContainerId) -> Result<Self, GuestError> {
+        let folder = Folder::of(&global.root, id);
+        let Some(container) = GuestContainer::read(&folder)? else {
+            return Err(GuestError::Gone(id.clone()));
+        };
+        Ok(Self {
+            id: id.clone(),
+            sandbox_folder: Folder::of_named(&global.root, &container.sandbox),
+            folder,
+            container,
+        })
+    }
+
+    /// The container, which nobody else changes while the lock is held.
+    pub(super) fn lock(global: &GlobalOptions, id: &ContainerId) -> Result<(Self, FolderLock), GuestError> {
+        let lock = Folder::of(&global.root, id).lock()?;
+        Ok((Self::look(global, id)?, lock))
+    }
+
+    pub(super) fn status(&self) -> Result<Status, GuestError> {
+        self.container.status().map_err(|errno| GuestError::Process {
+            doing: "look at",
+            source: errno.into(),
+        })
+    }
+
+    /// Fails unless the container is in one of these states.
+    pub(super) fn require(&self, states: &[Status], needed: &'static str) -> Result<(), GuestError> {
+        let status = self.status()?;
+        if states.contains(&status) {
+            return Ok(());
+        }
+        Err(GuestError::Status {
+            id: self.id.clone(),
+            status,
+            needed,
+        })
+    }
+
+    /// The sandbox it is in.
+    pub(super) fn sandbox(&self) -> Result<PodSandbox, GuestError> {
+        let sandbox = PodSandbox::read(&self.sandbox_folder)?;
+        sandbox.ok_or_else(|| GuestError::Gone(self.id.clone()))
+    }
+
+    /// Speaks to the agent.
+    pub(super) async fn machine(&self) -> Result<MicroVm, GuestError> {
+        let files = machine_files(&self.sandbox_folder);
+        Ok(MicroVm::join(self.sandbox()?.machine, &files).await?)
+    }
+}

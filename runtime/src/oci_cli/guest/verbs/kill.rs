@@ -1,0 +1,51 @@
+//! `kill`: a signal for a container's first process, or for all.
+
+use std::time::Duration;
+
+use container::{Signal, Status};
+use tokio::time::timeout;
+
+use super::found::Found;
+use super::{GuestError, event_loop};
+use crate::kill_process::kill_and_wait;
+use crate::micro_vm::task::ProcessName;
+use crate::oci_cli::kill::KillArguments;
+use crate::oci_cli::log::Log;
+use crate::oci_cli::{GlobalOptions, OciError};
+
+/// How long the agent may take to kill a container. After that its attendant is killed, which the agent follows if it
+/// can: to whoever waits for the container, it has ended.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
+    // Without the lock: whoever holds it may wait for just this.
+    let found = Found::look(global, &arguments.id)?;
+    found.require(
+        &[Status::Created, Status::Running, Status::Paused],
+        "there is no process to send a signal to",
+    )?;
+    let sent = event_loop()?.block_on(async {
+        let send = async {
+            let machine = found.machine().await?;
+            let name = ProcessName::init(found.id.as_str());
+            let number = arguments.signal.number();
+            Ok::<_, GuestError>(machine.signal(name, number, arguments.all).await?)
+        };
+        if arguments.signal == Signal::KILL {
+            timeout(KILL_PATIENCE, send).await.ok()
+        } else {
+            Some(send.await)
+        }
+    });
+    match (sent, found.container.attendant) {
+        (Some(sent), _) => sent?,
+        (None, Some(attendant)) => {
+            log.warning("the agent did not kill the container in time; its attendant is killed instead");
+            kill_and_wait(attendant, KILL_PATIENCE)
+                .map_err(|source| GuestError::Process { doing: "end", source })?;
+        }
+        (None, None) => {}
+    }
+    log.debug(|| format!("sent {} to container {}", arguments.signal, arguments.id));
+    Ok(())
+}

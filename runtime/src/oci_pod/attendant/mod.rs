@@ -1,0 +1,256 @@
+//! The process on the host that stands for one process in a guest.
+//!
+//! Who makes it tells it what to attend to, on a socket that it inherits; it makes the process in the guest, and answers
+//! how that went. Then it is told to keep the process: if its maker dies before, nothing is left of either.
+
+mod plan;
+mod spawn;
+mod terminal;
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::signal::SigSet;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use plan::{AttendantPlan, Attended, ContainerPlan, ProcessPlan};
+pub use spawn::{Attendant, AttendantError, AttendantStdio};
+
+use self::plan::{Answer, GO_ON};
+use crate::micro_vm::MicroVm;
+use crate::micro_vm::machine_files::MachineFiles;
+use crate::micro_vm::task::{Leash, NewContainer, ProcessName};
+use crate::sandbox::stdio::ContainerStdio;
+use crate::sandbox::{ExitStatus, SandboxError};
+
+/// The word that makes this program an attendant; the descriptor of its maker's socket follows it.
+pub const WORD: &str = "attend";
+
+/// What a process that was lost with its machine has ended with, as if by SIGKILL.
+const LOST: ExitStatus = ExitStatus(137);
+
+/// What an attendant ends with that never had a process to attend to.
+const NOTHING_ATTENDED: ExitStatus = ExitStatus(255);
+
+/// The longest plan, in bytes: it holds a configuration.
+const LONGEST_PLAN: u64 = 64 << 20;
+
+/// The signals that are the process's to handle. SIGKILL and SIGSTOP cannot be; they end or stop the attendant, and its
+/// leash with it.
+const HANDED_ON: [libc::c_int; 9] = [
+    libc::SIGALRM,
+    libc::SIGCONT,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGTSTP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
+
+/// Attends, and returns what the process ended with. `descriptor` is the socket of whoever made us.
+pub fn attend(descriptor: RawFd) -> u8 {
+    // SAFETY: the number was given to this program for this, and nothing else here uses it.
+    let maker = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    let status = match Attending::begin(maker) {
+        Ok(attending) => attending.run(),
+        // Who made us reads nothing on the socket then, and says so.
+        Err(error) => {
+            eprintln!("bulkhead-attendant: {error}");
+            NOTHING_ATTENDED
+        }
+    };
+    status.0
+}
+
+/// What an attendant has before it reaches for the guest.
+struct Attending {
+    maker: UnixStream,
+    plan: AttendantPlan,
+}
+
+impl Attending {
+    fn begin(maker: UnixStream) -> io::Result<Self> {
+        // Whoever made us may have held signals up, and what is held up is inherited.
+        SigSet::empty().thread_set_mask()?;
+        // What happens to our maker's session is not the process's affair, but for the terminal we are given.
+        rustix::process::setsid()?;
+        let mut line = Vec::new();
+        BufReader::new(&maker)
+            .take(LONGEST_PLAN)
+            .read_until(b'\n', &mut line)?;
+        let plan: AttendantPlan = serde_json::from_slice(&line)?;
+        if plan.has_terminal {
+            terminal::take()?;
+        }
+        rustix::process::chdir("/")?;
+        Ok(Self { maker, plan })
+    }
+
+    fn run(self) -> ExitStatus {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let error = SandboxError::new("starting the attendant's event loop", error);
+                self.answer(&Answer::failed(&error));
+                return NOTHING_ATTENDED;
+            }
+        };
+        let status = runtime.block_on(self.attend());
+        // Threads that still wait for input would be waited for.
+        runtime.shutdown_background();
+        status
+    }
+
+    async fn attend(&self) -> ExitStatus {
+        let files = MachineFiles::of(&self.plan.files);
+        let name = self.plan.attended.name();
+        let mut leash = None;
+        let begun = async {
+            let machine = MicroVm::join(self.plan.machine, &files).await?;
+            let signals = Signals::catch()
+                .map_err(|error| SandboxError::new("taking over the attendant's signals", error))?;
+            let guest_pid = self.make(&machine, &mut leash).await?;
+            Ok::<_, SandboxError>((machine, signals, guest_pid))
+        };
+        let (machine, mut signals, guest_pid) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.answer(&Answer::failed(&error));
+                return NOTHING_ATTENDED;
+            }
+        };
+        self.answer(&Answer::Made { guest_pid });
+        let mut word = [0; GO_ON.len()];
+        if (&self.maker).read_exact(&mut word).is_err() || word != *GO_ON {
+            // The leash goes with us, and the process with the leash.
+            return NOTHING_ATTENDED;
+        }
+        if self.plan.has_terminal {
+            hand_size_on(&machine, name).await;
+        }
+        let status = Self::hand_on(&machine, name, &mut signals).await;
+        if self.plan.ends_machine {
+            // Nobody is left in it. What was written to the host's files is with the host already.
+            machine.kill_machine();
+        }
+        status
+    }
+
+    /// Hands signals on until the process has ended.
+    async fn hand_on(machine: &MicroVm, name: ProcessName<'_>, signals: &mut Signals) -> ExitStatus {
+        let ended = machine.wait_for_process(name);
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                status = &mut ended => return match status {
+                    Ok(status) => status,
+                    // The process has ended, and what it said was lost: there is nobody here to tell of it.
+                    Err(SandboxError { exit_status: Some(status), .. }) => status,
+                    Err(_) => LOST,
+                },
+                number = signals.next() => {
+                    if number == libc::SIGWINCH {
+                        hand_size_on(machine, name).await;
+                    } else {
+                        // A process that has just ended takes none, and its end is the next to come.
+                        let _ = machine.signal(name, number, false).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn make(&self, machine: &MicroVm, leash: &mut Option<Leash>) -> Result<u32, SandboxError> {
+        let stdio = self
+            .stdio()
+            .map_err(|error| SandboxError::new("duplicating the attendant's standard descriptors", error))?;
+        let name = self.plan.attended.name();
+        match &self.plan.attended {
+            Attended::Container(container) => {
+                let new = NewContainer {
+                    id: &container.id,
+                    bundle: &container.bundle,
+                    config: &container.config,
+                    shared_folder: &container.shared_folder,
+                };
+                machine.create_container(&new, stdio, Some(leash)).await
+            }
+            Attended::Process(process) => {
+                let bytes = serde_json::to_vec(&process.process)
+                    .map_err(|error| SandboxError::new("writing the process for the agent", error))?;
+                machine.add_process(name, bytes, stdio, Some(leash)).await?;
+                machine.start_process(name).await
+            }
+        }
+    }
+
+    /// Our standard descriptors, which are the process's.
+    fn stdio(&self) -> io::Result<ContainerStdio> {
+        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+        let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+        if self.plan.has_terminal {
+            return Ok(ContainerStdio::Terminal {
+                input: Some(stdin),
+                output: stdout,
+            });
+        }
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        // Ours would keep whoever reads them from seeing the end.
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        Ok(ContainerStdio::Descriptors {
+            stdin: Some(stdin),
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Who made us may have gone, and then there is nobody to tell.
+    fn answer(&self, answer: &Answer) {
+        if let Ok(mut line) = serde_json::to_vec(answer) {
+            line.push(b'\n');
+            let _ = (&self.maker).write_all(&line);
+        }
+    }
+}
+
+/// Gives the terminal in the guest the size of ours.
+async fn hand_size_on(machine: &MicroVm, name: ProcessName<'_>) {
+    if let Some(size) = crate::terminal::size(io::stdin()) {
+        // A process that has just ended has no terminal.
+        let _ = machine.resize(name, size.columns, size.rows).await;
+    }
+}
+
+/// The signals that arrive from now on.
+struct Signals(tokio::sync::mpsc::UnboundedReceiver<libc::c_int>);
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        for number in HANDED_ON.into_iter().chain([libc::SIGWINCH]) {
+            let mut stream = signal(SignalKind::from_raw(number))?;
+            let sender = sender.clone();
+            tokio::spawn(
+                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
+        }
+        Ok(Self(receiver))
+    }
+
+    async fn next(&mut self) -> libc::c_int {
+        match self.0.recv().await {
+            Some(number) => number,
+            // The senders live as long as the event loop.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A container's configuration as the engine in the guest is to have it. Paths of files are not changed here but where
+//! they are shared (`micro_vm::shared_directory`).
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use rustix::fs::statfs;
+use serde_json::{Value, json};
+
+use super::folder::FolderError;
+use super::membership::{attendant_of, attended_by};
+
+/// The guest's own network namespace, which is the pod's, by its first process.
+const POD_NETWORK: &str = "/proc/1/ns/net";
+
+/// TMPFS_MAGIC of linux/magic.h.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Where a container has its shared memory.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// The hooks that run on the host, by [`container`]'s engine there. The guest has no part in them.
+const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+
+/// Why a configuration means nothing in a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestConfigurationError {
+    /// A namespace that is not of a container in the same virtual machine.
+    #[error(
+        "linux.namespaces: the {kind} namespace {path} is one of the host's, which no container behind the microvm wall \
+         can join: `--isolation shared-kernel` puts it on the host's kernel"
+    )]
+    HostNamespace {
+        /// Its kind.
+        kind: String,
+        /// Its path.
+        path: String,
+    },
+    /// The host's network.
+    #[error(
+        "linux.namespaces: without a network namespace of its own the container would have the host's network, which a \
+         virtual machine cannot give it: add one, or choose `--isolation shared-kernel`"
+    )]
+    HostNetwork,
+    /// A hook that is a program of the host and wants the container's namespaces.
+    #[error(
+        "hooks.createContainer: runs a program of the host in the container's namespaces, which behind the microvm wall \
+         are in a guest that does not have the program: use createRuntime or startContainer"
+    )]
+    CreateContainerHooks,
+    /// A listener that is a socket of the host.
+    #[error(
+        "linux.seccomp.listenerPath: the agent listens on the host, and the container's kernel is the guest's: choose \
+         `--isolation shared-kernel` for a container with a seccomp agent"
+    )]
+    SeccompListener,
+    /// A socket among the mounts.
+    #[error(
+        "mounts[{index}].source: {path} is a socket; what listens there is on the host, and a process of the guest cannot \
+         connect to it through a shared file system"
+    )]
+    Socket {
+        /// Its place.
+        index: usize,
+        /// Its path.
+        path: String,
+    },
+    /// Other containers cannot be looked at.
+    #[error("looking for the container whose namespaces are joined")]
+    Folder(#[from] FolderError),
+}
+
+/// Changes what the guest is to have otherwise than the host, and refuses what it cannot have. `root` is where the
+/// containers that it may join are written down; relative paths are of `bundle`.
+///
+/// # Errors
+/// With the field that means nothing in a guest.
+pub fn fit_for_guest(config: &mut Value, bundle: &Path, root: &Path) -> Result<(), GuestConfigurationError> {
+    join_namespaces(config, root)?;
+    leave_hooks_to_the_host(config)?;
+    if config.pointer("/linux/seccomp/listenerPath").is_some_and(is_said) {
+        return Err(GuestConfigurationError::SeccompListener);
+    }
+    let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
+    for (index, mount) in mounts.into_iter().flatten().enumerate() {
+        fit_mount(index, mount, bundle)?;
+    }
+    Ok(())
+}
+
+fn is_said(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.is_empty())
+}
+
+fn join_namespaces(config: &mut Value, root: &Path) -> Result<(), GuestConfigurationError> {
+    let namespaces = config
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut);
+    let mut has_network = false;
+    for namespace in namespaces.into_iter().flatten() {
+        let text = |name: &str| namespace.get(name).and_then(Value::as_str).map(str::to_owned);
+        let (kind, path) = (text("type").unwrap_or_default(), text("path").unwrap_or_default());
+        let joined = match kind.as_str() {
+            "network" => {
+                has_network = true;
+                POD_NETWORK.to_owned()
+            }
+            _ if path.is_empty() => continue,
+            "ipc" | "uts" | "pid" => {
+                let container = attendant_of(&path)
+                    .map(|pid| attended_by(root, pid))
+                    .transpose()?
+                    .flatten();
+                match (container, path.rsplit_once('/')) {
+                    (Some(container), Some((_, name))) => {
+                        format!("/proc/{}/ns/{name}", container.guest_pid)
+                    }
+                    _ => return Err(GuestConfigurationError::HostNamespace { kind, path }),
+                }
+            }
+            _ => return Err(GuestConfigurationError::HostNamespace { kind, path }),
+        };
+        if let Some(namespace) = namespace.as_object_mut() {
+            namespace.insert("path".into(), json!(joined));
+        }
+    }
+    if has_network {
+        Ok(())
+    } else {
+        Err(GuestConfigurationError::HostNetwork)
+    }
+}
+
+fn leave_hooks_to_the_host(config: &mut Value) -> Result<(), GuestConfigurationError> {
+    let Some(hooks) = config.get_mut("hooks").and_then(Value::as_object_mut) else {
+        return Ok(());
+    };
+    let is_empty = |hooks: &Value| hooks.as_array().is_none_or(Vec::is_empty);
+    if hooks.get("createContainer").is_some_and(|hooks| !is_empty(hooks)) {
+        return Err(GuestConfigurationError::CreateContainerHooks);
+    }
+    for name in HOST_HOOKS {
+        hooks.remove(name);
+    }
+    Ok(())
+}
+
+fn fit_mount(index: usize, mount: &mut Value, bundle: &Path) -> Result<(), GuestConfigurationError> {
+    let text = |name: &str| mount.get(name).and_then(Value::as_str);
+    if text("type") != Some("bind") {
+        return Ok(());
+    }
+    let source = bundle.join(text("source").unwrap_or_default());
+    // One that is not there is told by who shares it.
+    if fs::metadata(&source).is_ok_and(|source| source.file_type().is_socket()) {
+        return Err(GuestConfigurationError::Socket {
+            index,
+            path: source.display().to_string(),
+        });
+    }
+    if text("destination") == Some(SHARED_MEMORY)
+        && let Ok(file_system) = statfs(&source)
+        && file_system.f_type == TMPFS
+        && let Some(mount) = mount.as_object_mut()
+    {
+        // Shared memory is memory: the guest's, where a page that two processes map is one page.
+        let bytes = file_system
+            .f_blocks
+            .saturating_mul(u64::try_from(file_system.f_bsize).unwrap_or(0));
+        mount.insert("type".into(), json!("tmpfs"));
+        mount.insert("source".into(), json!("shm"));
+        mount.insert(
+            "options".into(),
+            json!(["nosuid", "noexec", "nodev", "mode=1777", format!("size={bytes}")]),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn fitted(mut config: Value) -> Result<Value, GuestConfigurationError> {
+        fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"))?;
+        Ok(config)
+    }
+
+    fn with_namespaces(namespaces: Value) -> Value {
+        json!({ "linux": { "namespaces": namespaces } })
+    }
+
+    #[test]
+    fn the_network_is_the_pods_wherever_the_host_has_it() {
+        for network in [
+            json!({"type": "network"}),
+            json!({"type": "network", "path": "/run/netns/a"}),
+        ] {
+            let config = fitted(with_namespaces(json!([{"type": "pid"}, network]))).unwrap();
+            assert_eq!(
+                config.pointer("/linux/namespaces").unwrap(),
+                &json!([{"type": "pid"}, {"type": "network", "path": POD_NETWORK}])
+            );
+        }
+    }
+
+    #[test]
+    fn the_hosts_network_and_other_namespaces_are_refused_with_the_other_wall_as_the_way_out() {
+        for namespaces in [
+            json!([{"type": "pid"}]),
+            json!([{"type": "network"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}]),
+            json!([{"type": "network"}, {"type": "user", "path": "/run/userns"}]),
+        ] {
+            let error = fitted(with_namespaces(namespaces.clone()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("shared-kernel"), "{namespaces}: {error}");
+        }
+    }
+
+    #[test]
+    fn hooks_of_the_host_stay_there_and_those_of_the_image_go_in() {
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        let hook = json!([{"path": "/h"}]);
+        config["hooks"] = json!({"prestart": hook, "poststop": hook, "startContainer": hook});
+        let fit = fitted(config.clone()).unwrap();
+        assert_eq!(fit["hooks"], json!({"startContainer": hook}));
+        config["hooks"]["createContainer"] = hook;
+        assert!(matches!(
+            fitted(config),
+            Err(GuestConfigurationError::CreateContainerHooks)
+        ));
+    }
+
+    #[test]
+    fn a_socket_among_the_mounts_is_refused_by_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        config["mounts"] = json!([
+            {"type": "proc", "destination": "/proc"},
+            {"type": "bind", "destination": "/s", "source": path}
+        ]);
+        let error = fitted(config).unwrap_err().to_string();
+        assert!(error.starts_with("mounts[1].source: "), "{error}");
+    }
+
+    #[test]
+    fn shared_memory_is_the_guests_and_as_large_as_on_the_host() {
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        // A tmpfs on every host that runs programs.
+        config["mounts"] = json!([{"type": "bind", "destination": "/dev/shm", "source": "/dev/shm"}]);
+        let fit = fitted(config).unwrap();
+        assert_eq!(fit.pointer("/mounts/0/type").unwrap(), "tmpfs");
+        let options = fit.pointer("/mounts/0/options").unwrap().to_string();
+        assert!(
+            options.contains("size=") && !options.contains("size=0"),
+            "{options}"
+        );
+    }
+}

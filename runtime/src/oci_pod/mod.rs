@@ -1,0 +1,25 @@
+//! Containers of the OCI command line behind the microVM wall, without a daemon.
+//!
+//! ```text
+//! <root>/<id>/            a container's folder, beside those of the containers on the host's kernel
+//!     container.json          what is known of it: its sandbox, its attendant, where it is in its life
+//!     config.json             its configuration as it was when it was created
+//!     sandbox.json, vm/       if it was the first of its pod: the virtual machine
+//! ```
+//!
+//! Two kinds of processes outlive the command that made them. The **VMM** is the pod's virtual machine. An **attendant**
+//! stands on the host for one process in it: it holds that process's standard streams or its terminal, hands on the
+//! signals it gets, and exits as the process does, so that whoever called the command line can wait for it. When one of
+//! them dies the others notice: an attendant by the VMM's pidfd, the agent by the leash, a stream that carries nothing.
+
+pub mod folder;
+pub mod record;
+
+#[cfg(feature = "microvm")]
+pub mod attendant;
+#[cfg(feature = "microvm")]
+pub mod guest_configuration;
+#[cfg(feature = "microvm")]
+pub mod membership;
+#[cfg(feature = "microvm")]
+pub mod sandbox;

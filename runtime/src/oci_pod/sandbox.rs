@@ -1,0 +1,209 @@
+//! The virtual machine of a pod: made by the pod's first container, in whose folder it is written down.
+
+use std::io;
+use std::path::Path;
+
+use container::{ContainerId, ProcessIdentity};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::folder::{Folder, FolderError};
+use crate::configuration::MicroVmConfiguration;
+use crate::kill_process::kill_and_wait;
+use crate::micro_vm::MicroVm;
+use crate::micro_vm::boot::BootError;
+use crate::micro_vm::machine_files::MachineFiles;
+use crate::micro_vm::start::{Life, NewMachine, StartRecord};
+use crate::sizing::{MachineSize, PodLimits, TooLarge, machine_size};
+
+/// The record's file in the first container's folder.
+const RECORD: &str = "sandbox.json";
+
+/// The machine's folder in the first container's.
+const MACHINE: &str = "vm";
+
+/// How long a VMM that was killed may take to be gone.
+const KILL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A pod's virtual machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodSandbox {
+    /// Its VMM.
+    pub machine: ProcessIdentity,
+    /// Whether it waits for other containers when its first one has ended.
+    pub of_a_pod: bool,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
+    /// Its virtual processors.
+    pub vcpus: u8,
+    /// How it was started.
+    pub start: StartRecord,
+}
+
+/// Why a pod has no virtual machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PodSandboxError {
+    /// The pod asks for more than a machine can have.
+    #[error("sizing the microVM")]
+    Size(#[from] TooLarge),
+    /// The machine did not start.
+    #[error("starting the microVM")]
+    Boot(#[from] BootError),
+    /// It could not be written down.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// There is none to join.
+    #[error(
+        "container `{id}` has no sandbox to join: it does not exist behind the microvm wall, or is not its pod's first"
+    )]
+    Missing {
+        /// The container whose sandbox was looked for.
+        id: ContainerId,
+    },
+    /// The VMM could not be ended.
+    #[error("ending the microVM")]
+    Kill(#[source] io::Error),
+    /// The event loop could not be started.
+    #[error("starting the event loop")]
+    EventLoop(#[source] io::Error),
+}
+
+impl PodSandbox {
+    /// Starts the machine for a container with this configuration, which runs on when this process has ended. Whoever
+    /// finds the folder can end it, from its first moment on.
+    ///
+    /// # Errors
+    /// With the stage that failed.
+    pub async fn start(
+        configuration: &MicroVmConfiguration,
+        folder: &Folder,
+        config: &Value,
+        of_a_pod: bool,
+    ) -> Result<(Self, MicroVm), PodSandboxError> {
+        let MachineSize { memory_mib, vcpus } = machine_size(&limits(config))?;
+        let sandbox_of = |machine| Self {
+            machine,
+            of_a_pod,
+            memory_mib,
+            vcpus,
+            start: StartRecord::default(),
+        };
+        let write_down = |machine| {
+            folder
+                .write(RECORD, &sandbox_of(machine))
+                .map_err(io::Error::other)
+        };
+        let files = machine_files(folder);
+        let new = NewMachine {
+            configuration,
+            files: &files,
+            size: MachineSize { memory_mib, vcpus },
+            life: Life::OnItsOwn(&write_down),
+        };
+        let hostname = config.get("hostname").and_then(Value::as_str).unwrap_or_default();
+        let mut start = StartRecord::default();
+        let started = MicroVm::start(&new, hostname, &mut start).await?;
+        let sandbox = Self {
+            start,
+            ..sandbox_of(started.machine())
+        };
+        folder.write(RECORD, &sandbox)?;
+        Ok((sandbox, started))
+    }
+
+    /// The sandbox whose first container has this folder; `None` where there is none.
+    ///
+    /// # Errors
+    /// When its record cannot be read.
+    pub fn read(folder: &Folder) -> Result<Option<Self>, FolderError> {
+        folder.read(RECORD)
+    }
+
+    /// The sandbox that container `id` founded.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn founded_by(root: &Path, id: &ContainerId) -> Result<Self, PodSandboxError> {
+        Self::read(&Folder::of(root, id))?.ok_or_else(|| PodSandboxError::Missing { id: id.clone() })
+    }
+
+    /// Ends the machine at once. What its containers wrote to the host's files is with the host already.
+    ///
+    /// # Errors
+    /// When the VMM cannot be killed.
+    pub fn kill(&self) -> Result<(), PodSandboxError> {
+        kill_and_wait(self.machine, KILL_PATIENCE).map_err(PodSandboxError::Kill)
+    }
+}
+
+/// The files of the machine of the pod whose first container has this folder.
+pub fn machine_files(folder: &Folder) -> MachineFiles {
+    MachineFiles::of(&folder.path().join(MACHINE))
+}
+
+/// What the configuration lets the pod use: what whoever makes pods says of all its containers, or else this one's limits.
+fn limits(config: &Value) -> PodLimits {
+    let annotation = |name: &str| {
+        config
+            .get("annotations")?
+            .get(name)?
+            .as_str()?
+            .parse::<i64>()
+            .ok()
+    };
+    let resource = |pointer: &str| config.pointer(pointer).and_then(Value::as_i64);
+    // containerd's CRI plugin tells the sum of a pod's limits.
+    let memory =
+        annotation("io.kubernetes.cri.sandbox-memory").or_else(|| resource("/linux/resources/memory/limit"));
+    let quota =
+        annotation("io.kubernetes.cri.sandbox-cpu-quota").or_else(|| resource("/linux/resources/cpu/quota"));
+    let period = annotation("io.kubernetes.cri.sandbox-cpu-period")
+        .or_else(|| resource("/linux/resources/cpu/period"));
+    let positive = |number: i64| u64::try_from(number).ok().filter(|&number| number > 0);
+    PodLimits {
+        memory: memory.and_then(positive),
+        millicpus: quota
+            .and_then(positive)
+            .zip(period.and_then(positive))
+            .map(|(quota, period)| {
+                u32::try_from(quota.saturating_mul(1000).div_ceil(period)).unwrap_or(u32::MAX)
+            }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pods_limits_win_over_its_first_containers() {
+        let config = json!({
+            "annotations": {
+                "io.kubernetes.cri.sandbox-memory": "1048576",
+                "io.kubernetes.cri.sandbox-cpu-quota": "150000",
+                "io.kubernetes.cri.sandbox-cpu-period": "100000"
+            },
+            "linux": {"resources": {"memory": {"limit": 5}, "cpu": {"quota": 5, "period": 5}}}
+        });
+        let expected = PodLimits {
+            memory: Some(1 << 20),
+            millicpus: Some(1500),
+        };
+        assert_eq!(limits(&config), expected);
+    }
+
+    #[test]
+    fn no_limit_and_a_negative_one_are_none() {
+        let none = PodLimits::default();
+        assert_eq!(limits(&json!({})), none);
+        let unlimited =
+            json!({"linux": {"resources": {"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 9}}}});
+        assert_eq!(limits(&unlimited), none);
+        // As containerd says of a pod without limits.
+        let zero = json!({"annotations": {"io.kubernetes.cri.sandbox-memory": "0"}});
+        assert_eq!(limits(&zero), none);
+    }
+}
