@@ -1,17 +1,15 @@
 //! The agent's connection to the host for what the host has not asked.
 
 use std::convert::Infallible;
+use std::future;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use protocol::PROTOCOL_VERSION;
 use protocol::event::{self, Event, EventError, Fatal, Ready};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+
+use crate::connection_end::{ConnectionEnd, end_of};
 
 /// The kernel gives each attempt two seconds, which a busy host that emulates the guest's kernel may need.
 const MOST_ATTEMPTS: u32 = 10;
@@ -28,19 +26,19 @@ pub(crate) struct ConnectError {
     source: io::Error,
 }
 
-/// Why a lost connection could not be replaced.
+/// Why the host could not be told something.
 #[derive(Debug, thiserror::Error)]
-enum RenewError {
-    /// There is no other.
+pub(crate) enum TellError {
+    /// There is no connection to it.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The other fails as well.
-    #[error("announcing readiness")]
-    Announce(#[from] EventError),
+    /// The connection fails.
+    #[error(transparent)]
+    Send(#[from] EventError),
 }
 
-/// Kept open for the life of the agent.
-pub(crate) struct EventConnection(VsockStream);
+/// Kept for as long as the host listens; none once it has closed its end.
+pub(crate) struct EventConnection(Option<VsockStream>);
 
 impl EventConnection {
     /// Connects to the host.
@@ -48,85 +46,87 @@ impl EventConnection {
     /// # Errors
     /// When there is no vsock device or nobody listens.
     pub(crate) async fn open() -> Result<Self, ConnectError> {
-        let port = protocol::ports::EVENT;
-        let mut attempts = 1;
-        loop {
-            match VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await {
-                Ok(connection) => return Ok(Self(connection)),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut && attempts < MOST_ATTEMPTS => {
-                    attempts += 1
-                }
-                Err(source) => return Err(ConnectError { port, source }),
-            }
-        }
+        Ok(Self(Some(connect(MOST_ATTEMPTS).await?)))
     }
 
     /// Tells the host that every port is served.
     ///
     /// # Errors
     /// When the connection fails.
-    pub(crate) async fn ready(&mut self) -> Result<(), EventError> {
+    pub(crate) async fn ready(&mut self) -> Result<(), TellError> {
         let ready = Ready {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Ready::default()
         };
-        event::send(&mut self.0, Event::Ready(ready)).await
+        self.tell(Event::Ready(ready)).await
     }
 
     /// Waits until the connection is lost, which happens to every connection of a machine that is cloned, and makes
     /// another. The host, which need not be the one from before, is told again that every port is served.
     ///
+    /// A host that closes the connection wants to hear no more, and is left alone.
+    ///
     /// # Errors
     /// When the connection cannot be watched.
     pub(crate) async fn keep(&mut self) -> io::Result<Infallible> {
-        loop {
-            self.lost().await?;
-            while let Err(error) = self.renew().await {
-                eprintln!(
-                    "bulkhead-agent: telling the host anew: {:#}",
-                    anyhow::Error::new(error)
-                );
-                tokio::time::sleep(RECONNECT_STEP).await;
+        while let Some(connection) = &self.0 {
+            match end_of(connection).await? {
+                ConnectionEnd::Closed => self.0 = None,
+                ConnectionEnd::Lost => {
+                    while let Err(error) = self.renew().await {
+                        eprintln!(
+                            "bulkhead-agent: telling the host anew: {:#}",
+                            anyhow::Error::new(error)
+                        );
+                        tokio::time::sleep(RECONNECT_STEP).await;
+                    }
+                }
             }
         }
+        future::pending().await
     }
 
-    /// The machine's new life is no end of the stream but an error of the socket, which wakes only those who ask for
-    /// errors; the stream's own reading does not.
-    async fn lost(&self) -> io::Result<()> {
-        let interest = Interest::READABLE | Interest::ERROR;
-        // SAFETY: the descriptor is owned by the registration and so open for as long as it lasts.
-        let socket =
-            unsafe { AsyncFd::register_with_interest(self.0.as_fd().try_clone_to_owned()?, interest) }?;
-        loop {
-            let mut ready = socket.ready(interest).await?;
-            // The host has nothing to say here.
-            match recv(&socket, &mut [0; 64], RecvFlags::DONTWAIT) {
-                Ok((1.., _)) => {}
-                Err(Errno::WOULDBLOCK) => ready.clear_ready(),
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    async fn renew(&mut self) -> Result<(), RenewError> {
+    async fn renew(&mut self) -> Result<(), TellError> {
         *self = Self::open().await?;
-        Ok(self.ready().await?)
+        self.ready().await
     }
 
-    /// Tells the host why the agent cannot go on.
+    /// Tells the host why the agent cannot go on, on another connection if this one has ended.
     ///
     /// # Errors
-    /// When the connection fails.
-    pub(crate) async fn fatal(&mut self, message: String) -> Result<(), EventError> {
-        event::send(
-            &mut self.0,
-            Event::Fatal(Fatal {
-                message,
-                ..Fatal::default()
-            }),
-        )
-        .await
+    /// When nobody listens any more.
+    pub(crate) async fn fatal(&mut self, message: String) -> Result<(), TellError> {
+        let fatal = Event::Fatal(Fatal {
+            message,
+            ..Fatal::default()
+        });
+        if self.0.is_some() && self.tell(fatal.clone()).await.is_ok() {
+            return Ok(());
+        }
+        self.0 = Some(connect(1).await?);
+        self.tell(fatal).await
+    }
+
+    async fn tell(&mut self, event: Event) -> Result<(), TellError> {
+        match &mut self.0 {
+            Some(connection) => Ok(event::send(connection, event).await?),
+            None => Err(EventError::Io(io::ErrorKind::NotConnected.into()).into()),
+        }
+    }
+}
+
+/// Connects to the host; an attempt that the host did not answer in time is made again, up to `most_attempts`.
+async fn connect(most_attempts: u32) -> Result<VsockStream, ConnectError> {
+    let port = protocol::ports::EVENT;
+    let mut attempts = 1;
+    loop {
+        match VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && attempts < most_attempts => {
+                attempts += 1
+            }
+            Err(source) => return Err(ConnectError { port, source }),
+        }
     }
 }

@@ -3,12 +3,14 @@
 //!
 //! One thread, always: the engine's clone is safe only then.
 
+mod connection_end;
 mod entropy;
 mod event_connection;
 mod exit_status;
 mod guest_mounts;
 mod overcommit;
 mod power;
+mod process_table;
 mod sandbox_service;
 mod server;
 mod stdio;
@@ -49,7 +51,10 @@ fn run() -> anyhow::Result<std::convert::Infallible> {
                 let error = anyhow::Error::new(error);
                 // When the host cannot be told, the console still is.
                 if let Err(unsent) = events.fatal(format!("{error:#}")).await {
-                    eprintln!("bulkhead-agent: telling the host: {unsent}");
+                    eprintln!(
+                        "bulkhead-agent: telling the host: {:#}",
+                        anyhow::Error::new(unsent)
+                    );
                 }
                 Err(error)
             }

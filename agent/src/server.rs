@@ -4,10 +4,9 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 
-use protocol::event::EventError;
 use protocol::{sandbox_ttrpc, task_ttrpc};
 
-use crate::event_connection::EventConnection;
+use crate::event_connection::{EventConnection, TellError};
 use crate::exit_status::ExitStatuses;
 use crate::sandbox_service::SandboxService;
 use crate::streams::Streams;
@@ -27,7 +26,7 @@ pub(crate) enum ServeError {
     Rpc(#[source] ttrpc::Error),
     /// The host could not be told that the agent is ready.
     #[error("announcing readiness")]
-    Announce(#[source] EventError),
+    Announce(#[source] TellError),
     /// Whether the host still listens cannot be told.
     #[error("watching the connection to the host")]
     KeepEvents(#[source] io::Error),

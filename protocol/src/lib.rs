@@ -5,7 +5,7 @@
 //!
 //! * ttrpc calls from host to guest: [`task`] and [`sandbox`];
 //! * raw byte streams, one per standard descriptor, opened by the host: [`stream`];
-//! * events from guest to host on one lasting connection: [`event`].
+//! * events from guest to host, on a connection that the host keeps for as long as it listens: [`event`].
 
 pub mod event;
 pub mod failure;
@@ -26,4 +26,4 @@ mod generated {
 pub use generated::{sandbox, sandbox_ttrpc, task, task_ttrpc};
 
 /// The version both sides must share; raised whenever an old side would misunderstand a new one.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

@@ -2,7 +2,7 @@
 //!
 //! The host connects to [`crate::ports::STREAM`] and names the stream; the agent answers with one byte. From then on
 //! every byte belongs to the stream, and each side closes its half when it has no more to send. A later
-//! `CreateRequest` claims the stream by its id, once.
+//! `CreateRequest` or `ExecRequest` claims the stream by its id, once.
 
 use std::fmt;
 use std::io;

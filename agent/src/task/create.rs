@@ -1,32 +1,37 @@
 //! `Create`: from a configuration and named streams to a container that waits for its start.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 
-use container::{Bundle, ContainerId, CreateOptions, Stdio};
+use container::{Bundle, Container, ContainerId, CreateOptions, Signal};
 use protocol::task::{CreateRequest, CreateResponse};
 use rustix::process::Pid;
-use tokio::task::JoinHandle;
-use tokio_vsock::VsockStream;
+use tokio::sync::watch;
 use ttrpc::{Code, Result};
 
+use super::joined_streams::{ClaimedStreams, JoinedStreams, StreamNames};
+use super::out_of_memory::OutOfMemoryKills;
+use super::process::{Follower, KeptProcess};
 use super::{BUNDLES, KeptContainer, STATE_ROOT, TaskService, command_failed, failed, refuse};
-use crate::stdio;
 
 pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Result<CreateResponse> {
     let id: ContainerId = request
         .id
         .parse()
         .map_err(|error| failed("reading the container's id", error))?;
+    let names = StreamNames {
+        stdin: &request.stdin,
+        stdout: &request.stdout,
+        stderr: &request.stderr,
+        leash: &request.leash,
+    };
+    let streams = ClaimedStreams::claim(&service.streams, names, &format!("container {id}")).await?;
     if service.containers().contains_key(id.as_str()) {
         return Err(refuse(
             Code::ALREADY_EXISTS,
             format!("a container named {id} exists already"),
         ));
     }
-    let streams = ContainerStreams::claim(service, &request).await?;
     let bundle = Path::new(BUNDLES).join(id.as_str());
     fs::create_dir_all(&bundle)
         .and_then(|()| fs::write(bundle.join("config.json"), &request.config))
@@ -44,32 +49,8 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
     }
 }
 
-/// Standard streams that this container has claimed.
-struct ContainerStreams {
-    stdin: Option<VsockStream>,
-    stdout: Option<VsockStream>,
-    stderr: Option<VsockStream>,
-}
-
-impl ContainerStreams {
-    async fn claim(service: &TaskService, request: &CreateRequest) -> Result<Self> {
-        let claim = async |descriptor, id: &str| {
-            service
-                .streams
-                .claim(descriptor, id)
-                .await
-                .map_err(|error| failed("claiming a stream", error))
-        };
-        Ok(Self {
-            stdin: claim("stdin", &request.stdin).await?,
-            stdout: claim("stdout", &request.stdout).await?,
-            stderr: claim("stderr", &request.stderr).await?,
-        })
-    }
-}
-
 /// Everything from here on happens without the event loop, which alone reaps: the exit cannot be missed.
-fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: ContainerStreams) -> Result<u32> {
+fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: ClaimedStreams) -> Result<u32> {
     let failure = |error| failed("reading the bundle", error);
     let bundle = Bundle::load(bundle).map_err(failure)?;
     let has_terminal = bundle
@@ -78,74 +59,81 @@ fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: Contain
         .as_ref()
         .and_then(|process| process.terminal())
         .unwrap_or(false);
-    let joined = Joined::new(has_terminal, streams).map_err(|error| failed("joining the streams", error))?;
-    let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle).stdio(joined.stdio);
+    let (stdio, joined) =
+        JoinedStreams::new(has_terminal, streams).map_err(|error| failed("joining the streams", error))?;
+    let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle).stdio(stdio);
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
     for warning in container.take_warnings() {
         eprintln!("bulkhead-agent: container {id}: {warning}");
     }
-    let pid = container.pid().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| refuse(Code::INTERNAL, format!("container {id} has no process")))?;
-    let exit = service.exits.watch(pid);
-    let terminal = container.take_terminal();
-    let mut outputs = joined.outputs;
-    if let (Some(master), Some((input, output))) = (&terminal, joined.terminal_streams) {
-        let attached = stdio::attach_terminal(master, input, output);
-        outputs.extend(attached.map_err(|error| failed("joining the terminal", error))?);
-    }
+    let (init, out_of_memory_kills, joined) = match take_up(service, &mut container, joined) {
+        Ok(taken) => taken,
+        Err(error) => {
+            if let Err(left) = container.delete(true) {
+                let left = anyhow::Error::new(left);
+                eprintln!("bulkhead-agent: deleting container {id}, which could not be kept: {left:#}");
+            }
+            return Err(error);
+        }
+    };
+    let number = init.number();
+    let (sender, end) = watch::channel(None);
+    let follower = Follower {
+        process: format!("container {id}"),
+        exit: init.exit.clone(),
+        outputs: joined.outputs,
+        out_of_memory_kills: out_of_memory_kills.clone(),
+        leash: joined.leash,
+        end: sender,
+    };
     let kept = KeptContainer {
         container,
-        exit,
-        terminal,
-        outputs: Arc::new(tokio::sync::Mutex::new(outputs)),
+        init,
+        end,
+        execs: Default::default(),
+        out_of_memory_kills,
     };
     service.containers().insert(id.to_string(), kept);
-    Ok(pid.as_raw_pid().unsigned_abs())
-}
-
-/// The container's ends of its streams, and what goes on behind ours.
-struct Joined {
-    stdio: Stdio,
-    outputs: Vec<JoinHandle<()>>,
-    /// What the terminal is to be joined to once it exists.
-    terminal_streams: Option<(Option<VsockStream>, Option<VsockStream>)>,
-}
-
-impl Joined {
-    fn new(has_terminal: bool, streams: ContainerStreams) -> std::io::Result<Self> {
-        let ContainerStreams {
-            stdin,
-            stdout,
-            stderr,
-        } = streams;
-        if has_terminal {
-            let terminal_streams = Some((stdin, stdout));
-            return Ok(Self {
-                stdio: Stdio::Terminal,
-                outputs: Vec::new(),
-                terminal_streams,
-            });
-        }
-        let mut outputs = Vec::new();
-        let mut output = |stream: Option<VsockStream>| -> std::io::Result<OwnedFd> {
-            let Some(stream) = stream else {
-                return stdio::null();
-            };
-            let (write_end, drained) = stdio::drain(stream)?;
-            outputs.push(drained);
-            Ok(write_end)
+    let (service, id) = (service.clone(), id.to_string());
+    tokio::spawn(async move {
+        // Asked for only while its first process has not been reaped: that id is still this container's.
+        let kill = || {
+            service.with_container(&id, |kept| {
+                kept.container
+                    .kill_all(Signal::KILL)
+                    .map_err(|error| failed("killing its processes", error))
+            })
         };
-        let (stdout, stderr) = (output(stdout)?, output(stderr)?);
-        let stdin = stdin.map_or_else(stdio::null, stdio::feed)?;
-        Ok(Self {
-            stdio: Stdio::Files {
-                stdin,
-                stdout,
-                stderr,
-            },
-            outputs,
-            terminal_streams: None,
-        })
+        follower.follow(kill).await;
+    });
+    Ok(number)
+}
+
+/// Takes charge of what was created.
+fn take_up(
+    service: &TaskService,
+    container: &mut Container,
+    mut joined: JoinedStreams,
+) -> Result<(KeptProcess, OutOfMemoryKills, JoinedStreams)> {
+    let pid = container.pid().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| {
+        refuse(
+            Code::INTERNAL,
+            format!("container {} has no process", container.id()),
+        )
+    })?;
+    let init = KeptProcess {
+        pid,
+        exit: service.exits.watch(pid),
+        terminal: container.take_terminal(),
+    };
+    if let Some(master) = &init.terminal {
+        joined
+            .attach(master)
+            .map_err(|error| failed("joining the terminal", error))?;
     }
+    let out_of_memory_kills =
+        OutOfMemoryKills::of(container).map_err(|error| failed("watching the container's memory", error))?;
+    Ok((init, out_of_memory_kills, joined))
 }

@@ -1,15 +1,56 @@
-//! `Delete`: nothing of the container remains.
+//! `Delete`: nothing of the container remains, or of a process that was added to it.
 
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use ttrpc::Result;
+use container::Signal;
+use protocol::task::DeleteRequest;
+use tokio::time::timeout;
+use ttrpc::{Code, Result};
 
-use super::{BUNDLES, TaskService, failed};
+use super::{BUNDLES, TaskService, failed, name_of, refuse};
+use crate::exit_status::ExitReceiver;
 
-pub(super) fn delete(service: &TaskService, id: &str, force: bool) -> Result<()> {
+/// How long a killed process may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a process that runs is given to end by itself: callers delete it once they have seen its last sign of life,
+/// which comes before its end.
+const LAST_MOMENTS: Duration = Duration::from_millis(100);
+
+pub(super) async fn delete(service: &TaskService, request: &DeleteRequest) -> Result<()> {
+    if request.exec_id.is_empty() {
+        delete_container(service, &request.id, request.force).await
+    } else {
+        delete_added(service, &request.id, &request.exec_id, request.force).await
+    }
+}
+
+async fn delete_container(service: &TaskService, id: &str, force: bool) -> Result<()> {
+    let exit = service.with_container(id, |kept| {
+        if force && !kept.init.has_ended() {
+            kept.container
+                .kill_all(Signal::KILL)
+                .map_err(|error| failed("killing the container's processes", error))?;
+        }
+        Ok(kept.init.exit.clone())
+    })?;
+    // The engine waits too, but then nobody reaps: the first process of a pid namespace ends only when those that were
+    // added to it have been reaped.
+    if !ends_within(exit, if force { PATIENCE } else { LAST_MOMENTS }).await && force {
+        return Err(refuse(
+            Code::INTERNAL,
+            format!(
+                "the first process of container {id} was killed and is not gone after {} seconds",
+                PATIENCE.as_secs()
+            ),
+        ));
+    }
     service.with_container(id, |kept| {
+        // The count goes with the cgroup.
+        kept.out_of_memory_kills.count();
         kept.container
             .delete(force)
             .map_err(|error| failed("deleting the container", error))
@@ -19,4 +60,43 @@ pub(super) fn delete(service: &TaskService, id: &str, force: bool) -> Result<()>
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing the bundle", error)),
         _ => Ok(()),
     }
+}
+
+async fn delete_added(service: &TaskService, id: &str, exec_id: &str, force: bool) -> Result<()> {
+    let name = name_of(id, exec_id);
+    let exit = service.with_container(id, |kept| {
+        let Some(process) = kept.exec(id, exec_id)?.started() else {
+            return Ok(None);
+        };
+        if force {
+            process
+                .signal(Signal::KILL)
+                .map_err(|error| failed(&format!("killing {name}"), error))?;
+        }
+        Ok(Some(process.exit.clone()))
+    })?;
+    if let Some(exit) = exit
+        && !ends_within(exit, if force { PATIENCE } else { LAST_MOMENTS }).await
+    {
+        let message = if force {
+            format!(
+                "{name} was killed and is not gone after {} seconds",
+                PATIENCE.as_secs()
+            )
+        } else {
+            format!("{name} is running: stop it first, or delete it by force")
+        };
+        return Err(refuse(Code::FAILED_PRECONDITION, message));
+    }
+    service.with_container(id, |kept| {
+        // Unless another call was faster, and another process has that id now.
+        if kept.exec(id, exec_id).is_ok_and(|exec| !exec.is_running()) {
+            kept.execs.remove(exec_id);
+        }
+        Ok(())
+    })
+}
+
+async fn ends_within(mut exit: ExitReceiver, patience: Duration) -> bool {
+    timeout(patience, exit.wait_for(Option::is_some)).await.is_ok()
 }

@@ -2,31 +2,45 @@
 
 mod create;
 mod delete;
+mod exec;
+mod joined_streams;
 mod kill;
+mod out_of_memory;
+mod pause;
+mod pids;
+mod process;
 mod resize_pty;
+mod resume;
 mod start;
 mod state;
+mod stats;
+mod update;
 mod wait;
+mod wait_out_of_memory;
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use container::{CommandFailure, Container, KillError, Signal};
+use container::{CommandFailure, Container, Signal};
 use protocol::failure::{self, FailureKind};
 use protocol::task::{
-    CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, KillRequest, KillResponse,
-    ResizePtyRequest, ResizePtyResponse, StartRequest, StartResponse, StateRequest, StateResponse,
-    WaitRequest, WaitResponse,
+    CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, ExecRequest, ExecResponse, KillRequest,
+    KillResponse, PauseRequest, PauseResponse, PidsRequest, PidsResponse, ResizePtyRequest,
+    ResizePtyResponse, ResumeRequest, ResumeResponse, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, UpdateRequest, UpdateResponse, WaitOutOfMemoryRequest,
+    WaitOutOfMemoryResponse, WaitRequest, WaitResponse,
 };
 use protocol::task_ttrpc::Task;
-use tokio::task::JoinHandle;
+use rustix::process::Pid;
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Result, get_status};
 
-use crate::exit_status::{ExitReceiver, ExitStatuses};
+use self::exec::KeptExec;
+use self::out_of_memory::OutOfMemoryKills;
+use self::process::{EndReceiver, KeptProcess};
+use crate::exit_status::ExitStatuses;
 use crate::streams::Streams;
 
 /// The engine's state of every container.
@@ -46,11 +60,29 @@ pub(crate) struct TaskService {
 /// A container and what the agent holds for it.
 struct KeptContainer {
     container: Container,
-    exit: ExitReceiver,
-    /// The terminal's master, for resizing.
-    terminal: Option<OwnedFd>,
-    /// The tasks that drain its outputs; taken by the first who waits for the exit.
-    outputs: Arc<tokio::sync::Mutex<Vec<JoinHandle<()>>>>,
+    init: KeptProcess,
+    /// Of the init process.
+    end: EndReceiver,
+    /// The processes that were added to it.
+    execs: HashMap<String, KeptExec>,
+    out_of_memory_kills: OutOfMemoryKills,
+}
+
+impl KeptContainer {
+    /// The process `exec_id` that was added to this container, which is called `id`.
+    fn exec(&mut self, id: &str, exec_id: &str) -> Result<&mut KeptExec> {
+        self.execs
+            .get_mut(exec_id)
+            .ok_or_else(|| refuse(Code::NOT_FOUND, format!("there is no {}", name_of(id, exec_id))))
+    }
+
+    /// The processes that the agent started and has not reaped.
+    fn running(&self) -> impl Iterator<Item = &KeptProcess> {
+        let added = self.execs.values().filter_map(KeptExec::started);
+        std::iter::once(&self.init)
+            .chain(added)
+            .filter(|process| !process.has_ended())
+    }
 }
 
 impl TaskService {
@@ -71,17 +103,17 @@ impl TaskService {
         let mut ending = Vec::new();
         let mut result = Ok(());
         for kept in self.containers().values() {
-            if kept.exit.borrow().is_some() {
+            let exits: Vec<_> = kept.running().map(|process| process.exit.clone()).collect();
+            if exits.is_empty() {
                 continue;
             }
-            match kept.container.kill(Signal::KILL) {
-                // One that has ended by itself is reaped soon.
-                Ok(()) | Err(KillError::NotRunning { .. }) => ending.push(kept.exit.clone()),
+            match kept.container.kill_all(Signal::KILL) {
+                Ok(()) => ending.extend(exits),
                 Err(error) => result = Err(failed("ending a container", error)),
             }
         }
         for mut exit in ending {
-            // The watch is gone only with the container, whose process is gone then as well.
+            // The watch is gone only with what it has told.
             let _ = exit.wait_for(Option::is_some).await;
         }
         result
@@ -99,12 +131,31 @@ impl TaskService {
             None => Err(refuse(Code::NOT_FOUND, format!("no container is named {id}"))),
         }
     }
+
+    /// Forgets a process that was added to a container, if it still is the one with that number and has ended.
+    fn forget_ended(&self, id: &str, exec_id: &str, pid: Pid) {
+        let mut containers = self.containers();
+        let Some(kept) = containers.get_mut(id) else {
+            return;
+        };
+        let is_it = |exec: &KeptExec| {
+            exec.started()
+                .is_some_and(|process| process.pid == pid && process.has_ended())
+        };
+        if kept.execs.get(exec_id).is_some_and(is_it) {
+            kept.execs.remove(exec_id);
+        }
+    }
 }
 
 #[async_trait]
 impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateRequest) -> Result<CreateResponse> {
         create::create(self, request).await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> Result<ExecResponse> {
+        exec::exec(self, request).await
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Result<StartResponse> {
@@ -127,8 +178,46 @@ impl Task for TaskService {
         resize_pty::resize_pty(self, &request)
     }
 
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
+        pids::pids(self, &request)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Result<PauseResponse> {
+        pause::pause(self, &request)
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Result<ResumeResponse> {
+        resume::resume(self, &request)
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> Result<UpdateResponse> {
+        update::update(self, &request)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Result<StatsResponse> {
+        stats::stats(self, &request)
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: WaitOutOfMemoryRequest,
+    ) -> Result<WaitOutOfMemoryResponse> {
+        wait_out_of_memory::wait_out_of_memory(self, &request).await
+    }
+
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
-        delete::delete(self, &request.id, request.force).map(|()| DeleteResponse::default())
+        delete::delete(self, &request)
+            .await
+            .map(|()| DeleteResponse::default())
+    }
+}
+
+/// A process as errors name it; the init process is its container.
+fn name_of(id: &str, exec_id: &str) -> String {
+    match exec_id {
+        "" => format!("container {id}"),
+        exec_id => format!("process {exec_id} of container {id}"),
     }
 }
 
@@ -139,7 +228,12 @@ fn refuse(code: Code, message: String) -> ttrpc::Error {
 
 /// An answer that carries an error with all its causes.
 fn failed(action: &str, error: impl Error + Send + Sync + 'static) -> ttrpc::Error {
-    command_failed(action, None, error)
+    failed_because(Code::INTERNAL, action, error)
+}
+
+/// The same with another code.
+fn failed_because(code: Code, action: &str, error: impl Error + Send + Sync + 'static) -> ttrpc::Error {
+    refuse(code, with_causes(action, error))
 }
 
 /// The same, saying whether the container's command is at fault.
@@ -153,9 +247,9 @@ fn command_failed(
         Some(CommandFailure::NotExecutable) => FailureKind::COMMAND_NOT_EXECUTABLE,
         None => FailureKind::OTHER,
     };
-    failure::error(
-        Code::INTERNAL,
-        kind,
-        format!("{action}: {:#}", anyhow::Error::new(error)),
-    )
+    failure::error(Code::INTERNAL, kind, with_causes(action, error))
+}
+
+fn with_causes(action: &str, error: impl Error + Send + Sync + 'static) -> String {
+    format!("{action}: {:#}", anyhow::Error::new(error))
 }

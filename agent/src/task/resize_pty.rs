@@ -4,18 +4,23 @@ use protocol::task::{ResizePtyRequest, ResizePtyResponse};
 use rustix::termios::{Winsize, tcsetwinsize};
 use ttrpc::{Code, Result};
 
-use super::{TaskService, failed, refuse};
+use super::{TaskService, failed, name_of, refuse};
 
 pub(super) fn resize_pty(service: &TaskService, request: &ResizePtyRequest) -> Result<ResizePtyResponse> {
     let (Ok(ws_col), Ok(ws_row)) = (u16::try_from(request.width), u16::try_from(request.height)) else {
         let message = format!("{} by {} is no size of a terminal", request.width, request.height);
         return Err(refuse(Code::INVALID_ARGUMENT, message));
     };
-    service.with_container(&request.id, |kept| {
-        let Some(terminal) = &kept.terminal else {
+    let (id, exec_id) = (&request.id, &request.exec_id);
+    service.with_container(id, |kept| {
+        let process = match exec_id.as_str() {
+            "" => Some(&kept.init),
+            exec_id => kept.exec(id, exec_id)?.started(),
+        };
+        let Some(terminal) = process.and_then(|process| process.terminal.as_ref()) else {
             return Err(refuse(
                 Code::FAILED_PRECONDITION,
-                format!("container {} has no terminal", request.id),
+                format!("{} has no terminal", name_of(id, exec_id)),
             ));
         };
         let size = Winsize {

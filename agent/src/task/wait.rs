@@ -5,30 +5,32 @@ use std::time::UNIX_EPOCH;
 use protocol::task::{WaitRequest, WaitResponse};
 use ttrpc::{Code, Result};
 
-use super::{TaskService, refuse};
+use super::{TaskService, name_of, refuse};
 
 pub(super) async fn wait(service: &TaskService, request: &WaitRequest) -> Result<WaitResponse> {
-    let (mut exit, outputs) =
-        service.with_container(&request.id, |kept| Ok((kept.exit.clone(), kept.outputs.clone())))?;
-    let exit = match exit.wait_for(Option::is_some).await {
-        Ok(exit) => *exit,
+    let (id, exec_id) = (&request.id, &request.exec_id);
+    let mut end = service.with_container(id, |kept| {
+        if exec_id.is_empty() {
+            Ok(kept.end.clone())
+        } else {
+            Ok(kept.exec(id, exec_id)?.end.clone())
+        }
+    })?;
+    let end = match end.wait_for(Option::is_some).await {
+        Ok(end) => *end,
         Err(_) => None,
     };
-    let Some(exit) = exit else {
+    let Some(end) = end else {
         return Err(refuse(
             Code::ABORTED,
-            format!("container {} was deleted", request.id),
+            format!("{} never ran", name_of(id, exec_id)),
         ));
     };
-    // Held over the draining: whoever else waits is answered no sooner.
-    for output in outputs.lock().await.drain(..) {
-        // A copy that was cut off has nothing more to hand on.
-        let _ = output.await;
-    }
-    let exited_at = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let exited_at = end.exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(WaitResponse {
-        exit_status: exit.status,
+        exit_status: end.exit.status,
         exited_at: i64::try_from(exited_at.as_nanos()).unwrap_or(i64::MAX),
+        out_of_memory_kills: end.out_of_memory_kills,
         ..WaitResponse::default()
     })
 }
