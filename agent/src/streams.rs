@@ -1,4 +1,4 @@
-//! Standard streams that the host has opened and no container has claimed yet.
+//! Standard streams that the host has opened and no process has claimed yet.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use protocol::stream::{self, StreamError, StreamId};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// How long a fresh connection may take to name its stream.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The most streams that may wait for their container.
+/// How long a connection waits that there was no room for.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The most streams that may wait for their process.
 const MOST_UNCLAIMED: usize = 1024;
 
-/// Why a container cannot have a stream.
+/// Why a process cannot have a stream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimError {
     /// The id is not one.
@@ -28,7 +31,7 @@ pub(crate) enum ClaimError {
         #[source]
         source: StreamError,
     },
-    /// The host has not opened it, or another container has it.
+    /// The host has not opened it, or another process has it.
     #[error("no stream {id} waits to be claimed as {descriptor}")]
     Unknown {
         /// Which standard stream.
@@ -76,7 +79,15 @@ impl Streams {
     /// When the listener fails.
     pub(crate) async fn accept(self, listener: VsockListener) -> io::Result<std::convert::Infallible> {
         loop {
-            let (connection, _) = listener.accept().await?;
+            let (connection, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) if passes(&error) => {
+                    eprintln!("bulkhead-agent: accepting a stream: {error}");
+                    sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let streams = self.clone();
             tokio::spawn(async move {
                 match timeout(HEADER_DEADLINE, streams.receive(connection)).await {
@@ -99,4 +110,17 @@ impl Streams {
         }
         Ok(())
     }
+}
+
+/// Whether another connection may be accepted later: descriptors and memory come back when processes end.
+fn passes(error: &io::Error) -> bool {
+    const PASSING: [i32; 6] = [
+        libc::ECONNABORTED,
+        libc::EINTR,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+    ];
+    error.raw_os_error().is_some_and(|errno| PASSING.contains(&errno))
 }
