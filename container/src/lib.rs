@@ -56,8 +56,8 @@ mod state;
 pub use bundle::{Bundle, BundleError};
 pub use cgroup::{
     BlockIoEntry, BlockIoStatistics, CgroupError, CpuStatistics, CpuUsage, CpusetStatistics,
-    HugepageStatistics, MemoryStatistics, MemoryUse, OutOfMemoryWatch, Pressure, PressureData,
-    ProcessStatistics, Statistics, Throttling,
+    HugepageStatistics, MemoryStatistics, MemoryUse, OutOfMemoryWatch, PodCgroup, PodEntrance, PodLimits,
+    Pressure, PressureData, ProcessStatistics, Statistics, Throttling,
 };
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,

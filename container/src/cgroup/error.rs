@@ -5,12 +5,23 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use crate::plan::SpecError;
+
 /// Why a container's cgroups could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// No cgroup file system.
     #[error("no cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")]
     NotMounted,
+    /// The hierarchy was there when the cgroup's place was decided.
+    #[error("cannot create the cgroup {}: its hierarchy is no longer mounted", path.display())]
+    NoHierarchy {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// The place or the limits make no sense.
+    #[error(transparent)]
+    Spec(SpecError),
     /// The configuration asks for what the kernel does not offer here.
     #[error("{field}: the cgroup controller `{controller}` is not available")]
     NoController {

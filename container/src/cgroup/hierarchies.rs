@@ -66,6 +66,12 @@ impl Hierarchies {
             .map(|(hierarchy, mount_point)| (hierarchy, mount_point.as_path()))
     }
 
+    /// Where the hierarchy is mounted.
+    pub(crate) fn mount_point(&self, hierarchy: &Hierarchy) -> Option<&Path> {
+        self.iter()
+            .find_map(|(known, mount_point)| (known == hierarchy).then_some(mount_point))
+    }
+
     #[cfg(test)]
     pub(crate) fn at(hierarchies: Vec<(Hierarchy, PathBuf)>) -> Hierarchies {
         Hierarchies(hierarchies)

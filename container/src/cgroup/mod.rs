@@ -9,6 +9,7 @@ mod freezer;
 mod hierarchies;
 mod oom;
 mod plan;
+mod pod;
 mod processes;
 mod removal;
 mod resources;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::CgroupError;
 pub use oom::OutOfMemoryWatch;
+pub use pod::{PodCgroup, PodEntrance, PodLimits};
 pub use statistics::{
     BlockIoEntry, BlockIoStatistics, CpuStatistics, CpuUsage, CpusetStatistics, HugepageStatistics,
     MemoryStatistics, MemoryUse, Pressure, PressureData, ProcessStatistics, Statistics, Throttling,
@@ -105,7 +107,13 @@ impl Cgroup {
     }
 
     fn try_to_make(&self, hierarchies: &Hierarchies) -> Result<(), CgroupError> {
-        for (member, (_, mount_point)) in self.members.iter().zip(hierarchies.iter()) {
+        for member in &self.members {
+            let mount_point =
+                hierarchies
+                    .mount_point(&member.hierarchy)
+                    .ok_or_else(|| CgroupError::NoHierarchy {
+                        path: member.path.clone(),
+                    })?;
             make_with_parents(&member.path)?;
             match &member.hierarchy {
                 Hierarchy::Unified if self.members.len() == 1 => {

@@ -39,7 +39,7 @@ impl CgroupPlan {
 
 /// An absolute path counts from the root of each hierarchy. The specification leaves it to the runtime what a
 /// relative one counts from: here it is our own parent, where a container without a path is too.
-fn path(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf, SpecError> {
+pub(super) fn path(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf, SpecError> {
     let own_parent = Path::new("/").join(OWN_PARENT);
     let path = match path.filter(|path| !path.as_os_str().is_empty()) {
         None => own_parent.join(id),

@@ -114,13 +114,18 @@ fn merge_list(present: &mut Vec<Value>, changes: Vec<Value>) {
 impl Cgroup {
     /// Sets new limits, all or none.
     pub(crate) fn update(&self, change: &LimitChange) -> Result<(), CgroupError> {
-        let settings = self.settings(&change.resources)?;
-        if change.resources.check_memory_in_use {
-            self.refuse_less_memory_than_in_use(&change.resources)?;
+        self.set_limits(&change.resources)
+    }
+
+    /// Sets those limits that there are in `resources`, all or none.
+    pub(super) fn set_limits(&self, resources: &Resources) -> Result<(), CgroupError> {
+        let settings = self.settings(resources)?;
+        if resources.check_memory_in_use {
+            self.refuse_less_memory_than_in_use(resources)?;
         }
         let applied = setting::apply_or_take_back(&settings);
         if applied.as_ref().is_err_and(is_of_memory_in_use) {
-            self.refuse_less_memory_than_in_use(&change.resources)?;
+            self.refuse_less_memory_than_in_use(resources)?;
         }
         applied
     }
@@ -146,7 +151,7 @@ impl Cgroup {
     }
 }
 
-const MEMORY_LIMIT: &str = "linux.resources.memory.limit";
+pub(super) const MEMORY_LIMIT: &str = "linux.resources.memory.limit";
 
 /// Version 1 takes no limit below what is in use, if it cannot reclaim enough, and says no more than "busy".
 fn is_of_memory_in_use(error: &CgroupError) -> bool {

@@ -21,6 +21,7 @@ mod namespaces;
 mod net_devices;
 mod paths;
 mod pause;
+mod pod_cgroups;
 mod privileges;
 mod refusals;
 mod scheduling;
@@ -62,6 +63,7 @@ fn all_tests() -> Vec<Test> {
         net_devices::TESTS,
         paths::TESTS,
         pause::TESTS,
+        pod_cgroups::TESTS,
         privileges::TESTS,
         refusals::TESTS,
         scheduling::TESTS,
