@@ -1,9 +1,10 @@
 //! A process that joins a running container, from its birth to its `execve`.
 //!
-//! It is made in the container's pid namespace and cgroups and enters the other namespaces through a descriptor of the
-//! container's first process, all at once: nothing is looked up by a path that could mean another process by then. From
-//! the first namespace on, processes of the container may see it, so nobody may look into it any more
-//! (`PR_SET_DUMPABLE`), and what it needs of the host is open or done before.
+//! It is made by a process in between, which is made in the container's cgroups and enters its namespaces through a
+//! descriptor of its first process, all at once: nothing is looked up by a path that could mean another process by then.
+//! A pid namespace is entered by children only, so processes of the container do not see the one in between. It gives all
+//! privileges up, closes all descriptors of the host, makes the process that they see, as another child of the caller, and
+//! ends.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -14,10 +15,14 @@ use rustix::io::Errno;
 use rustix::process::{chroot, fchdir, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, sched_setaffinity};
 
-use crate::kernel::signal_disposition;
+use crate::kernel::clone::{Side, clone_for_parent};
+use crate::kernel::pid_slot::PidSlot;
+use crate::kernel::{own_environment, signal_disposition};
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
-use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams, close_everything_but};
+use crate::process::{
+    self, Inside, Keyring, Outside, SETUP_FAILED, SetUpError, Streams, close_everything_but,
+};
 use crate::rootfs::ContainerRoot;
 use crate::seccomp::SeccompPlan;
 
@@ -36,6 +41,8 @@ pub(crate) struct Joining<'a> {
     /// Standard input, output and error; none leaves the caller's.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) channel: InitChannel,
+    /// Where the caller finds the pid of the process that was made.
+    pub(crate) made: &'a PidSlot,
     /// Descriptors that the program keeps.
     pub(crate) preserved: Vec<RawFd>,
     /// What belongs to the caller alone.
@@ -43,45 +50,67 @@ pub(crate) struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    /// Runs in the forked child and never returns to, or unwinds into, the frames it was copied with.
+    /// Runs in the forked child, and in the one that it makes, and never returns to, or unwinds into, the frames it was
+    /// copied with.
     pub(crate) fn run(self) -> ! {
         // Its descriptors are closed by number before the program runs; dropping it would close them again.
         let joining = ManuallyDrop::new(self);
-        let code = catch_unwind(AssertUnwindSafe(|| joining.set_up_and_become())).unwrap_or(SETUP_FAILED);
+        let run = || {
+            joining.make_process().unwrap_or_else(|error| {
+                joining.channel.report(&error.report(), None);
+                SETUP_FAILED
+            })
+        };
+        let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(SETUP_FAILED);
         // SAFETY: ends this process at once. Destructors and exit handlers are the parent's.
         unsafe { libc::_exit(code) }
     }
 
-    fn set_up_and_become(&self) -> i32 {
-        let ready = match self.set_up() {
-            Ok(ready) => ManuallyDrop::new(ready),
-            Err(error) => {
-                self.channel.report(&error.report(), None);
-                return SETUP_FAILED;
-            }
-        };
-        if !self.channel.report(&ready.report(), ready.terminal.as_ref()) {
-            return SETUP_FAILED;
+    /// Returns the exit code: of this process, and of the one it makes, if that cannot execute its program.
+    fn make_process(&self) -> Result<i32, SetUpError> {
+        let outside = ManuallyDrop::new(self.set_up()?);
+        if !self.channel.report(&outside.report(), outside.terminal.as_ref()) {
+            return Ok(SETUP_FAILED);
+        }
+        self.made
+            .keep_from_children()
+            .map_err(SetUpError::step("keep the caller's memory from the process"))?;
+        let mut kept = process::preserved_and(&self.preserved, self.channel.as_fd().as_raw_fd());
+        // SAFETY: the channel alone is used from here on, and everything here ends in execve or _exit.
+        unsafe { close_everything_but(&mut kept) }
+            .map_err(SetUpError::step("close the caller's descriptors"))?;
+        // SAFETY: a copy of the caller's one thread, in which nothing but the program's own environment is used.
+        unsafe { own_environment::forget() };
+        let inside = outside.give_up()?;
+        // SAFETY: this process is a copy of the caller's one thread, and neither it nor the child comes back.
+        match unsafe { clone_for_parent(self.made) } {
+            Ok(Side::Child) => self.become_program(&inside),
+            Ok(Side::Maker) => Ok(0),
+            Err(Errno::AGAIN) => Err(SetUpError::step(
+                "make the process: the container has as many as it, or its user, may have",
+            )(Errno::AGAIN)),
+            Err(errno) => Err(SetUpError::step("make the process")(errno)),
+        }
+    }
+
+    /// Runs in the process that was made.
+    fn become_program(&self, inside: &Inside<'_>) -> Result<i32, SetUpError> {
+        let ready = ManuallyDrop::new(inside.begin(self.channel.as_fd())?);
+        if !self.channel.report(&ready.report(), None) {
+            return Ok(SETUP_FAILED);
         }
         // The caller takes the terminal to whoever shows it before the program can write to it.
         if self.channel.wait_for_caller().is_err() {
-            return SETUP_FAILED;
+            return Ok(SETUP_FAILED);
         }
-        let mut kept = process::preserved_and(&self.preserved, self.channel.as_fd().as_raw_fd());
-        // SAFETY: the channel alone is used from here on, and everything here ends in execve or _exit.
-        if unsafe { close_everything_but(&mut kept) }.is_err() {
-            return SETUP_FAILED;
-        }
+        ready.load_filter(self.channel.as_fd())?;
         // On success the channel closes with the execution, and that is what the caller waits for.
-        let (code, report) = match ready.load_filter(self.channel.as_fd()) {
-            Ok(()) => ready.become_program(),
-            Err(error) => (SETUP_FAILED, error.report()),
-        };
+        let (code, report) = ready.become_program();
         self.channel.report(&report, None);
-        code
+        Ok(code)
     }
 
-    fn set_up(&self) -> Result<Ready<'_>, SetUpError> {
+    fn set_up(&self) -> Result<Outside<'_>, SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's end of the
             // channel alive beyond the caller's death.
@@ -116,18 +145,18 @@ impl Joining<'_> {
         };
         let working_directory = process::open_working_directory(&root, &self.process.working_directory)?;
         process::execute_under(self.execution)?;
-        process::take_on(
+        process::take_on_outside(
             self.process,
             streams,
             working_directory,
             Keyring::New,
             self.filter,
-            self.channel.as_fd(),
         )
     }
 
     fn enter_namespaces(&self) -> Result<(), SetUpError> {
-        let kinds = self.namespaces.isolated() & !(Namespace::Pid as u64);
+        // The pid namespace will be that of the process to be made.
+        let kinds = self.namespaces.isolated();
         if kinds == 0 {
             return Ok(());
         }

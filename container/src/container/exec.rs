@@ -7,14 +7,14 @@ use std::path::Path;
 use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, WaitIdStatus, set_dumpable_behavior, waitid};
+use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
 use rustix::thread::CpuSet;
 
 use super::affinity_of_children::AffinityOfChildren;
 use super::console::send_terminal;
 use super::create::check_streams;
+use super::maker::{self, Maker};
 use super::pid_file::write_pid_file;
-use super::pid_namespace::PidNamespaceOfChildren;
 use super::{
     ConsoleSocketError, Container, CreateError, InitFailure, PidFileError, SeccompAgentError, Stdio,
     seccomp_agent,
@@ -22,14 +22,16 @@ use super::{
 use crate::cgroup::CgroupError;
 use crate::join::Joining;
 use crate::kernel::clone3::{Forked, clone3};
+use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan, SpecError};
-use crate::process::CommandFailure;
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
+use crate::process::{self, CommandFailure, messages};
 use crate::seccomp::{AgentPlan, SeccompPlan};
 use crate::state::{OciState, StateError, Status};
 
 const LET_GO_ON: &str = "let the process go on";
+const HEAR: &str = "hear from the process";
 
 /// What to run in a container, and how it is connected.
 #[derive(Debug)]
@@ -197,7 +199,7 @@ impl Executed {
 
     /// Waits for its end. Returns its exit code, or 128 and the number of the signal that ended it.
     pub fn wait(&self) -> io::Result<i32> {
-        let status = wait_for(&self.pidfd)?.ok_or(Errno::CHILD)?;
+        let status = maker::wait_for(&self.pidfd)?.ok_or(Errno::CHILD)?;
         let signal = status.terminating_signal().map(|signal| 128 + signal);
         Ok(status.exit_status().or(signal).unwrap_or(255))
     }
@@ -255,14 +257,10 @@ impl Container {
         let failed = || ExecError::step("make a socket to the process");
         let (caller_channel, init_channel) = channel().map_err(failed())?;
         caller_channel.be_patient_for(PATIENCE).map_err(failed())?;
-        // The new process inherits it: it is a copy of this one in the sight of the container.
+        // The new process inherits it: it is a copy of this one.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(ExecError::step("hide this process's memory from the container"))?;
-        let pid_namespace = if namespaces.isolates(Namespace::Pid) {
-            Some(PidNamespaceOfChildren::set_to_that_of(container.as_fd())?)
-        } else {
-            None
-        };
+        let made = PidSlot::new().map_err(ExecError::step("share memory with the process"))?;
         let joining = Joining {
             process: &process,
             namespaces: &namespaces,
@@ -273,6 +271,7 @@ impl Container {
             cgroup_entrances: cgroup_entrances.unwrap_or_default(),
             stdio: options.stdio.into_files(),
             channel: init_channel,
+            made: &made,
             preserved: options.preserved,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
@@ -290,34 +289,32 @@ impl Container {
         // not come back.
         let forked = unsafe { clone3(0, unified.as_ref().map(AsFd::as_fd)) }
             .map_err(ExecError::step("make the process"))?;
-        let (pid, pidfd) = match forked {
+        let maker = match forked {
             Forked::Child => joining.run(),
-            Forked::Parent { pid, pidfd } => (pid, pidfd),
+            Forked::Parent { pidfd, .. } => Maker { pidfd, made: &made },
         };
         drop(affinity);
         drop(joining);
-        let mut executed = Executed {
-            pid,
-            pidfd,
-            terminal: None,
-            warnings: Vec::new(),
-            initial_affinity: process.scheduling.initial_affinity.as_ref().map(mask),
+        let mut executed = match Executed::made_by(&maker, &caller_channel) {
+            Ok(executed) => executed,
+            Err(error) => {
+                maker.undo();
+                return Err(error);
+            }
         };
-        let ran = match pid_namespace.map_or(Ok(()), PidNamespaceOfChildren::restore) {
-            Ok(()) => executed.see_it_run(
+        executed.initial_affinity = process.scheduling.initial_affinity.as_ref().map(mask);
+        let ran = executed.schedule(&process).and_then(|()| {
+            executed.see_it_run(
                 &caller_channel,
                 agent.as_ref(),
                 options.console_socket,
                 options.pid_file,
-            ),
-            Err(error) => Err(error.into()),
-        };
+            )
+        });
         match ran {
             Ok(()) => Ok(executed),
             Err(error) => {
-                // It may have ended already; nothing but its end is waited for.
-                let _ = send_signal(executed.pidfd.as_fd(), libc::SIGKILL);
-                let _ = wait_for(&executed.pidfd);
+                maker::end(&executed.pidfd);
                 Err(error)
             }
         }
@@ -342,7 +339,42 @@ impl Container {
 }
 
 impl Executed {
-    /// Follows the process until its program runs.
+    /// Follows the maker until it has made the process.
+    fn made_by(maker: &Maker<'_>, channel: &CallerChannel) -> Result<Executed, ExecError> {
+        let receive = || channel.receive().map_err(ExecError::step(HEAR));
+        let (warnings, terminal) = match receive()? {
+            Some((Report::Ready { warnings }, terminal)) => (warnings, terminal),
+            Some((Report::Failed { failure, messages }, _)) => return Err(process_failed(failure, messages)),
+            Some(_) => return Err(ExecError::step(HEAR)(Errno::BADMSG)),
+            None => return Err(ExecError::Died),
+        };
+        let made = maker
+            .see_it_end()
+            .map_err(ExecError::step("wait for the process to be made"))?;
+        match made {
+            Some((pid, pidfd)) => Ok(Executed {
+                pid: pid.as_raw_pid(),
+                pidfd,
+                terminal,
+                warnings,
+                initial_affinity: None,
+            }),
+            None => Err(match receive()? {
+                Some((Report::Failed { failure, messages }, _)) => process_failed(failure, messages),
+                _ => ExecError::Died,
+            }),
+        }
+    }
+
+    /// Has the process scheduled as it could not inherit it, and may not set itself.
+    fn schedule(&self, plan: &ProcessPlan) -> Result<(), ExecError> {
+        let pid = Pid::from_raw(self.pid);
+        pid.map_or(Ok(()), |pid| process::schedule_made(pid, &plan.scheduling))
+            .map_err(|error| process_failed(None, messages(&error)))
+    }
+
+    /// Follows the process until its program runs. By now the container's other processes may be able to make it say
+    /// anything.
     fn see_it_run(
         &mut self,
         channel: &CallerChannel,
@@ -350,23 +382,18 @@ impl Executed {
         console_socket: Option<&Path>,
         pid_file: Option<&Path>,
     ) -> Result<(), ExecError> {
-        let failed = || ExecError::step("hear from the process");
-        let terminal = match self.hear(channel, agent)? {
-            Some((Report::Ready { warnings }, terminal)) => {
-                self.warnings = warnings;
-                terminal
+        match self.hear(channel, agent)? {
+            Some(Report::Ready { .. }) => {}
+            Some(Report::Failed { failure, messages }) => return Err(process_failed(failure, messages)),
+            Some(Report::AwaitsHooks | Report::Listener { .. }) => {
+                return Err(ExecError::step(HEAR)(Errno::BADMSG));
             }
-            Some((Report::Failed { failure, messages }, _)) => {
-                return Err(ExecError::Process(InitFailure::new(failure, messages)));
-            }
-            Some((Report::AwaitsHooks | Report::Listener { .. }, _)) => return Err(failed()(Errno::BADMSG)),
             None => return Err(ExecError::Died),
-        };
-        match (terminal, console_socket) {
-            (Some(terminal), Some(path)) => {
-                send_terminal(path, terminal.as_fd())?;
-            }
-            (terminal, _) => self.terminal = terminal,
+        }
+        if let Some(path) = console_socket
+            && let Some(terminal) = self.terminal.take()
+        {
+            send_terminal(path, terminal.as_fd())?;
         }
         if let Some(path) = pid_file {
             write_pid_file(path, self.pid)?;
@@ -375,10 +402,8 @@ impl Executed {
         match self.hear(channel, agent)? {
             // The channel was closed by the execution, and nothing was said before.
             None => Ok(()),
-            Some((Report::Failed { failure, messages }, _)) => {
-                Err(ExecError::Process(InitFailure::new(failure, messages)))
-            }
-            Some(_) => Err(failed()(Errno::BADMSG)),
+            Some(Report::Failed { failure, messages }) => Err(process_failed(failure, messages)),
+            Some(_) => Err(ExecError::step(HEAR)(Errno::BADMSG)),
         }
     }
 
@@ -387,14 +412,14 @@ impl Executed {
         &self,
         channel: &CallerChannel,
         agent: Option<&(&AgentPlan, OciState)>,
-    ) -> Result<Option<(Report, Option<OwnedFd>)>, ExecError> {
+    ) -> Result<Option<Report>, ExecError> {
         let receive = || {
-            channel
-                .receive()
-                .map_err(ExecError::step("hear from the process"))
+            let received = channel.receive().map_err(ExecError::step(HEAR))?;
+            // Whatever descriptor came with it is none of ours to use.
+            Ok::<_, ExecError>(received.map(|(report, _)| report))
         };
         match (receive()?, agent) {
-            (Some((Report::Listener { number }, _)), Some((agent, state))) => {
+            (Some(Report::Listener { number }), Some((agent, state))) => {
                 match seccomp_agent::hand_over(agent, state, self.pidfd.as_fd(), self.pid, number) {
                     Ok(()) => channel.let_go_on().map_err(ExecError::step(LET_GO_ON))?,
                     Err(error) if error.process_ended() => {
@@ -409,13 +434,8 @@ impl Executed {
     }
 }
 
-fn wait_for(pidfd: &OwnedFd) -> Result<Option<WaitIdStatus>, Errno> {
-    loop {
-        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
+fn process_failed(failure: Option<CommandFailure>, messages: Vec<String>) -> ExecError {
+    ExecError::Process(InitFailure::new(failure, messages))
 }
 
 #[cfg(test)]

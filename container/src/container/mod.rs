@@ -11,6 +11,7 @@ mod exec;
 mod init_failure;
 mod kill;
 mod list;
+mod maker;
 mod pause;
 mod pid_file;
 mod pid_namespace;

@@ -4,9 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::{
-    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
-};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::CreateError;
 
@@ -18,23 +16,10 @@ pub(super) struct PidNamespaceOfChildren {
 
 impl PidNamespaceOfChildren {
     pub(super) fn set(namespace: BorrowedFd<'_>) -> Result<PidNamespaceOfChildren, CreateError> {
-        PidNamespaceOfChildren::set_by(|| {
-            move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))
-        })
-    }
-
-    /// The namespace that the process of this descriptor is in.
-    pub(super) fn set_to_that_of(process: BorrowedFd<'_>) -> Result<PidNamespaceOfChildren, CreateError> {
-        PidNamespaceOfChildren::set_by(|| {
-            move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
-        })
-    }
-
-    fn set_by(set: impl FnOnce() -> Result<(), Errno>) -> Result<PidNamespaceOfChildren, CreateError> {
         let set = || -> Result<OwnedFd, Errno> {
             let path = "/proc/self/ns/pid";
             let own = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            set()?;
+            move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))?;
             Ok(own)
         };
         Ok(PidNamespaceOfChildren {

@@ -1,5 +1,6 @@
 //! System calls that `rustix` does not wrap, one file each. Nothing here decides anything.
 
+pub(crate) mod clone;
 pub(crate) mod clone3;
 pub(crate) mod close_range;
 pub(crate) mod execve;
@@ -8,6 +9,8 @@ mod loopback;
 pub(crate) mod memory_policy;
 pub(crate) mod mount_setattr;
 pub(crate) mod namespace_kind;
+pub(crate) mod own_environment;
+pub(crate) mod pid_slot;
 pub(crate) mod pidfd;
 pub(crate) mod scheduling;
 pub(crate) mod seccomp;

@@ -3,6 +3,7 @@
 use std::mem::size_of;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::checked;
 
@@ -21,6 +22,14 @@ pub(crate) struct SchedulingAttributes {
     pub(crate) period: u64,
 }
 
+impl SchedulingAttributes {
+    /// Whether a process has them from the one that made it. One with a deadline makes none at all.
+    pub(crate) fn are_inherited(&self) -> bool {
+        let resets = self.flags & libc::SCHED_FLAG_RESET_ON_FORK as u64 != 0;
+        !resets && self.policy != libc::SCHED_DEADLINE as u32
+    }
+}
+
 /// `struct sched_attr` (`<linux/sched/types.h>`).
 #[repr(C)]
 struct Attributes {
@@ -36,8 +45,8 @@ struct Attributes {
     highest_utilization: u32,
 }
 
-/// Sets what the calling thread is scheduled by.
-pub(crate) fn set_scheduler(attributes: &SchedulingAttributes) -> Result<(), Errno> {
+/// Sets what the process, or with none the calling thread, is scheduled by.
+pub(crate) fn set_scheduler(process: Option<Pid>, attributes: &SchedulingAttributes) -> Result<(), Errno> {
     let attributes = Attributes {
         size: size_of::<Attributes>() as u32,
         policy: attributes.policy,
@@ -52,7 +61,15 @@ pub(crate) fn set_scheduler(attributes: &SchedulingAttributes) -> Result<(), Err
     };
     // SAFETY: the kernel reads the structure, which says its size; it writes only its own size, on failure, and the
     // structure is not used after that.
-    checked(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(|_| ())
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setattr,
+            Pid::as_raw(process),
+            &raw const attributes,
+            0,
+        )
+    };
+    checked(returned).map(|_| ())
 }
 
 /// Sets the I/O priority of the calling thread.

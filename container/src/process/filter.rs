@@ -9,6 +9,14 @@ use super::SetUpError;
 use super::channel::Report;
 use crate::seccomp::{SeccompPlan, lowest_free_descriptor};
 
+/// Loads a filter that hands no calls on.
+pub(super) fn load_without_agent(filter: &SeccompPlan) -> Result<(), SetUpError> {
+    let loaded = filter.load();
+    loaded
+        .map(|_| ())
+        .map_err(SetUpError::step("load the filter of linux.seccomp"))
+}
+
 /// Loads the filter. Where it hands calls on, whoever is at the other end of `caller` first hears of the listener and
 /// is waited for until it has it: an execution before that would close it.
 ///
@@ -17,7 +25,7 @@ use crate::seccomp::{SeccompPlan, lowest_free_descriptor};
 pub(super) fn load(filter: &SeccompPlan, caller: BorrowedFd<'_>) -> Result<(), SetUpError> {
     let failed = || SetUpError::step("load the filter of linux.seccomp");
     if filter.agent.is_none() {
-        return filter.load().map(|_| ()).map_err(failed());
+        return load_without_agent(filter);
     }
     let number = lowest_free_descriptor().map_err(failed())?;
     let packet = Report::Listener { number }.encode();

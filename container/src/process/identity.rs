@@ -73,15 +73,12 @@ fn no_working_directory(path: &Path, problem: &str) -> SetUpError {
     }
 }
 
-/// Gives away what the program is not to have. Returns what was asked for and could not be given: the specification
-/// wants that to be told and not to fail.
-///
-/// `before_capabilities` is called as the user, while all capabilities are still held.
-pub(super) fn take(
+/// Becomes the user, in the folder, with all capabilities still held, though not in effect. Returns those that are to be
+/// kept, and what was asked for and cannot be given: the specification wants that to be told and not to fail.
+pub(super) fn change(
     process: &ProcessPlan,
     working_directory: OwnedFd,
-    before_capabilities: impl FnOnce() -> Result<(), SetUpError>,
-) -> Result<Vec<String>, SetUpError> {
+) -> Result<(CapabilityPlan, Vec<String>), SetUpError> {
     hide_memory()?;
     // As root, because a folder of another user's is often where the program is meant to start.
     let entered = fchdir(&working_directory);
@@ -100,12 +97,16 @@ pub(super) fn take(
             .map_err(|_| errno)
             .map_err(SetUpError::field("process.cwd", "enter it"))?;
     }
-    before_capabilities()?;
-    set_capability_sets(&wanted)?;
-    if process.no_new_privileges {
+    Ok((wanted, warnings))
+}
+
+/// Gives away the capabilities that are not to be kept.
+pub(super) fn keep_only(capabilities: &CapabilityPlan, no_new_privileges: bool) -> Result<(), SetUpError> {
+    set_capability_sets(capabilities)?;
+    if no_new_privileges {
         set_no_new_privs(true).map_err(SetUpError::field("process.noNewPrivileges", "set it"))?;
     }
-    Ok(warnings)
+    Ok(())
 }
 
 fn change_user(user: &UserPlan) -> Result<(), SetUpError> {

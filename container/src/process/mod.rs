@@ -8,6 +8,7 @@ mod execution;
 mod filter;
 mod identity;
 mod limits;
+mod outside;
 mod ready;
 mod set_up_error;
 mod terminal;
@@ -20,11 +21,12 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 pub use command::CommandFailure;
-pub(crate) use execution::execute_under;
+pub(crate) use execution::{execute_under, schedule_made};
 pub(crate) use identity::{
     become_root_of_user_namespace, hide_memory, make_working_directory, open_working_directory,
 };
 pub(crate) use limits::{set_oom_score_adjustment, write_sysctl};
+pub(crate) use outside::{Inside, Outside, take_on_outside};
 pub(crate) use ready::{Ready, close_everything_but};
 pub(crate) use set_up_error::SetUpError;
 pub(crate) use terminal::{Terminal, open_terminal};
@@ -69,34 +71,23 @@ pub(crate) fn take_on<'a>(
     caller: BorrowedFd<'_>,
 ) -> Result<Ready<'a>, SetUpError> {
     rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
-    if keyring == Keyring::New {
-        begin_session_keyring().map_err(SetUpError::step("begin a session keyring"))?;
+    begin_keyring(keyring)?;
+    let terminal = use_streams(streams)?;
+    if terminal.is_some() {
+        terminal::control()?;
     }
-    let terminal = match streams {
-        Streams::Inherited => None,
-        Streams::Files(files) => {
-            use_as_stdio(files)?;
-            None
-        }
-        Streams::Terminal(terminal) => {
-            terminal.control()?;
-            Some(terminal.into_master())
-        }
-    };
     limits::set_resource_limits(&plan.limits)?;
     execution::schedule(&plan.scheduling)?;
     let (early_filter, late_filter) = match plan.no_new_privileges {
         true => (None, filter),
         false => (filter, None),
     };
-    let load_early_filter = || match early_filter {
-        Some(early_filter) => {
-            identity::put_into_effect_what_is_held()?;
-            filter::load(early_filter, caller)
-        }
-        None => Ok(()),
-    };
-    let warnings = identity::take(plan, working_directory, load_early_filter)?;
+    let (kept, warnings) = identity::change(plan, working_directory)?;
+    if let Some(early_filter) = early_filter {
+        identity::put_into_effect_what_is_held()?;
+        filter::load(early_filter, caller)?;
+    }
+    identity::keep_only(&kept, plan.no_new_privileges)?;
     umask(Mode::from_raw_mode(plan.user.umask));
     let environment = environment::complete(plan);
     let path = command::find(plan, &environment)?;
@@ -108,6 +99,28 @@ pub(crate) fn take_on<'a>(
         terminal,
         warnings,
     })
+}
+
+fn begin_keyring(keyring: Keyring) -> Result<(), SetUpError> {
+    match keyring {
+        Keyring::New => begin_session_keyring().map_err(SetUpError::step("begin a session keyring")),
+        Keyring::Inherited => Ok(()),
+    }
+}
+
+/// Connects the standard streams. Returns the caller's end of a terminal, which does not control anything yet.
+fn use_streams(streams: Streams<'_>) -> Result<Option<OwnedFd>, SetUpError> {
+    match streams {
+        Streams::Inherited => Ok(None),
+        Streams::Files(files) => {
+            use_as_stdio(files)?;
+            Ok(None)
+        }
+        Streams::Terminal(terminal) => {
+            terminal.connect()?;
+            Ok(Some(terminal.into_master()))
+        }
+    }
 }
 
 fn use_as_stdio(stdio: &[OwnedFd; 3]) -> Result<(), SetUpError> {

@@ -13,11 +13,18 @@ use super::SetUpError;
 use crate::plan::WindowSize;
 use crate::rootfs::ContainerRoot;
 
+const TAKE: &str = "take the terminal";
+
 /// Both ends of a terminal.
 pub(crate) struct Terminal {
     master: OwnedFd,
     /// The program's end.
     peer: OwnedFd,
+}
+
+/// Makes the terminal that the standard streams are the controlling one of the session that was just begun.
+pub(super) fn control() -> Result<(), SetUpError> {
+    ioctl_tiocsctty(rustix::stdio::stdin()).map_err(SetUpError::step(TAKE))
 }
 
 /// Opens a terminal of the given size for `user`.
@@ -63,15 +70,14 @@ impl Terminal {
         &self.peer
     }
 
-    /// Makes this the controlling terminal of the session that was just begun, and its standard streams.
-    pub(crate) fn control(&self) -> Result<(), SetUpError> {
-        let control = || -> Result<(), Errno> {
-            ioctl_tiocsctty(&self.peer)?;
+    /// Makes this the standard streams.
+    pub(super) fn connect(&self) -> Result<(), SetUpError> {
+        let connect = || -> Result<(), Errno> {
             rustix::stdio::dup2_stdin(&self.peer)?;
             rustix::stdio::dup2_stdout(&self.peer)?;
             rustix::stdio::dup2_stderr(&self.peer)
         };
-        control().map_err(SetUpError::step("take the terminal"))
+        connect().map_err(SetUpError::step(TAKE))
     }
 
     /// The end that the caller gets.

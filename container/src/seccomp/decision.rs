@@ -22,6 +22,25 @@ pub(super) struct Table {
     pub(super) ranges: Vec<(u32, Decision)>,
 }
 
+impl Table {
+    /// What happens to one call.
+    pub(super) fn action(&self, number: u32, arguments: [u64; 6]) -> Action {
+        let after = self.ranges.partition_point(|(first, _)| *first <= number);
+        let range = after.checked_sub(1).and_then(|place| self.ranges.get(place));
+        match range.map(|(_, decision)| decision) {
+            // The ranges begin at 0.
+            None => Action::KILL_THREAD,
+            Some(Decision::Always(action)) => *action,
+            Some(Decision::ByArguments(rules, otherwise)) => {
+                let fits = |(conditions, _): &&(Vec<Condition>, Action)| {
+                    conditions.iter().all(|condition| condition.holds(&arguments))
+                };
+                rules.iter().find(fits).map_or(*otherwise, |(_, action)| *action)
+            }
+        }
+    }
+}
+
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use crate::kernel::seccomp::set_filter;
 use crate::plan::SpecError;
 use architecture::Architecture;
+use decision::Table;
 use profile::Profile;
 
 pub(crate) use listener::{lowest_free_descriptor, take_listener};
@@ -32,6 +33,7 @@ pub(crate) use listener::{lowest_free_descriptor, take_listener};
 pub(crate) struct SeccompPlan {
     program: Vec<libc::sock_filter>,
     flags: libc::c_ulong,
+    lets_begin: LetsBegin,
     /// Where the profile hands calls to somebody else.
     pub(crate) agent: Option<AgentPlan>,
 }
@@ -45,16 +47,36 @@ pub(crate) struct AgentPlan {
     pub(crate) metadata: Option<String>,
 }
 
+/// Which steps to another process a process with the filter may take.
+#[derive(Clone, Copy)]
+struct LetsBegin {
+    session: bool,
+    terminal: bool,
+    limit: bool,
+}
+
+impl LetsBegin {
+    fn by(tables: &[Table]) -> LetsBegin {
+        let lets = |call: libc::c_long, arguments: [u64; 6]| {
+            let number = u32::try_from(call).unwrap_or(u32::MAX);
+            let native = tables.first();
+            native.is_some_and(|native| native.action(number, arguments).makes_the_call())
+        };
+        let flags = u64::from(crate::kernel::clone::FLAGS.cast_unsigned());
+        LetsBegin {
+            session: lets(libc::SYS_clone, [flags, 0, 0, 0, 0, 0])
+                && lets(libc::SYS_setsid, [0; 6])
+                && lets(libc::SYS_exit_group, [0; 6]),
+            terminal: lets(libc::SYS_ioctl, [0, libc::TIOCSCTTY, 0, 0, 0, 0]),
+            limit: lets(libc::SYS_prlimit64, [0, libc::RLIMIT_NPROC.into(), 0, 0, 0, 0]),
+        }
+    }
+}
+
 impl SeccompPlan {
     pub(crate) fn new(seccomp: &LinuxSeccomp) -> Result<SeccompPlan, SpecError> {
         let profile = Profile::new(seccomp)?;
-        let architectures: Vec<Architecture> = seccomp
-            .architectures()
-            .iter()
-            .flatten()
-            .filter_map(|&arch| Architecture::named(arch))
-            .collect();
-        let tables = decision::tables(&profile, &architectures);
+        let tables = tables(seccomp, &profile);
         let (graph, beginning) = compiler::compile(&tables);
         let program = assembler::assemble(&graph, beginning);
         if program.len() > assembler::LONGEST {
@@ -68,9 +90,21 @@ impl SeccompPlan {
         }
         Ok(SeccompPlan {
             program,
+            lets_begin: LetsBegin::by(&tables),
             flags: profile::flags(seccomp, profile.notifies),
             agent: agent(seccomp, profile.notifies)?,
         })
+    }
+
+    /// Whether a process that has it can make another, which begins a session, with a terminal or without, and perhaps
+    /// limits the number of processes.
+    pub(crate) fn lets_begin_process(&self, with_terminal: bool, with_limit: bool) -> bool {
+        let LetsBegin {
+            session,
+            terminal,
+            limit,
+        } = self.lets_begin;
+        session && (terminal || !with_terminal) && (limit || !with_limit)
     }
 
     /// Puts the filter between the calling thread and the kernel, for good. Returns the listener where the profile
@@ -81,6 +115,16 @@ impl SeccompPlan {
     pub(crate) fn load(&self) -> Result<Option<OwnedFd>, Errno> {
         set_filter(&self.program, self.flags)
     }
+}
+
+fn tables(seccomp: &LinuxSeccomp, profile: &Profile<'_>) -> Vec<Table> {
+    let architectures: Vec<Architecture> = seccomp
+        .architectures()
+        .iter()
+        .flatten()
+        .filter_map(|&arch| Architecture::named(arch))
+        .collect();
+    decision::tables(profile, &architectures)
 }
 
 impl fmt::Debug for SeccompPlan {

@@ -31,6 +31,11 @@ impl Action {
         matches!(self, Action::ALLOW | Action::LOG) || self.0 & 0xffff_0000 == Action::TRACE
     }
 
+    /// Whether the kernel makes a call that meets it, whoever else there is.
+    pub(super) fn makes_the_call(self) -> bool {
+        matches!(self, Action::ALLOW | Action::LOG)
+    }
+
     fn new(
         action: LinuxSeccompAction,
         errno: Option<u32>,
@@ -102,6 +107,20 @@ impl Condition {
             },
             wanted: true,
         }
+    }
+
+    /// Whether the call's arguments are as the condition wants them.
+    pub(super) fn holds(&self, arguments: &[u64; 6]) -> bool {
+        let argument = arguments.get(usize::from(self.argument)).copied().unwrap_or(0);
+        let low = argument as u32;
+        let answer = match self.comparison {
+            Comparison::MaskedEqual { mask, value } => argument & mask == value,
+            Comparison::Greater(bound) => argument > bound,
+            Comparison::GreaterOrEqual(bound) => argument >= bound,
+            Comparison::NarrowGreater(bound) => low > bound,
+            Comparison::NarrowGreaterOrEqual(bound) => low >= bound,
+        };
+        answer == self.wanted
     }
 
     /// The same for an architecture whose arguments have 32 bits: the higher halves, of the configuration's values too,

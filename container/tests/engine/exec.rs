@@ -9,6 +9,7 @@ use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
 use crate::bundle::{Outcome, TestBundle, chain, files, wait, wait_until};
+use crate::watcher;
 
 crate::tests!(
     a_process_joins_all_that_makes_the_container,
@@ -23,6 +24,8 @@ crate::tests!(
     descriptors_are_kept_only_where_that_is_asked_for,
     a_process_cannot_be_looked_into_before_it_is_the_program,
     a_hundred_processes_one_after_the_other,
+    a_process_that_is_looked_into_has_nothing_to_take,
+    limits_of_processes_count_the_program_alone,
 );
 
 /// A container that does nothing until it is told to end.
@@ -326,5 +329,69 @@ fn a_hundred_processes_one_after_the_other() {
         assert_eq!(shell(&bundle, &container, "exit 1").code, 1);
     }
     wait_until(|| container.processes().unwrap() == [container.pid().unwrap()]);
+    end(container);
+}
+
+/// Whoever has CAP_SYS_PTRACE and the users of the host can look into any process that it sees. Whatever that is, from its
+/// first moment on, it has no more than the container's programs.
+fn a_process_that_is_looked_into_has_nothing_to_take() {
+    // Like many profiles: new processes by the older call only.
+    let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        { "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }
+    ]});
+    for (suffix, profile) in [("", None), ("-filtered", Some(profile))] {
+        let mut bundle = watcher::bundle(suffix);
+        if let Some(profile) = profile {
+            bundle.config["linux"]["seccomp"] = profile;
+        }
+        let container = running(&bundle);
+        for no_new_privileges in [true, false] {
+            let process = process(&container, &["/bin/true"], |process| {
+                process["noNewPrivileges"] = json!(no_new_privileges);
+            });
+            look_into_executions_of(&bundle, &container, &process);
+        }
+        assert_eq!(watcher::seen(&bundle), [watcher::EARLY]);
+        end(container);
+    }
+}
+
+/// Runs the process as often as it takes to have been looked into before it is its program.
+fn look_into_executions_of(bundle: &TestBundle, container: &Container, process: &Process) {
+    let early = || {
+        let text = fs::read_to_string(bundle.folder.join("stdout")).unwrap();
+        text.lines().filter(|line| *line == watcher::EARLY).count()
+    };
+    let folder = bundle.folder.join("exec");
+    fs::create_dir_all(&folder).unwrap();
+    let before = early();
+    for _ in 0..200 {
+        let (stdio, _) = files(&folder);
+        let executed = container
+            .exec(ExecOptions::new(process).stdio(stdio))
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(executed.wait().unwrap(), 0);
+        if early() >= before + 20 {
+            break;
+        }
+    }
+    let said = fs::read_to_string(bundle.folder.join("stderr")).unwrap();
+    assert!(early() > before, "no process was looked into in time: {said}");
+}
+
+/// The process that makes the program's is nobody's business.
+fn limits_of_processes_count_the_program_alone() {
+    let bundle = idle();
+    let container = running(&bundle);
+    // A user of whom there is no other process.
+    let script = "while read line; do case $line in *processes*) echo $line;; esac; done < /proc/self/limits; \
+                  /bin/true & wait";
+    let asked = process(&container, &["/bin/sh", "-c", script], |process| {
+        process["user"] = json!({ "uid": 54_321, "gid": 54_321 });
+        process["rlimits"] = json!([{ "type": "RLIMIT_NPROC", "soft": 1, "hard": 2 }]);
+    });
+    let outcome = exec(&bundle, &container, &asked).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(outcome.stdout, "Max processes 1 2 processes\n", "{outcome:?}");
+    assert!(outcome.stderr.contains("can't fork"), "{outcome:?}");
     end(container);
 }

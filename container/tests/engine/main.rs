@@ -29,6 +29,7 @@ mod seccomp;
 mod seccomp_agent;
 mod terminal;
 mod update;
+mod watcher;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -78,6 +79,9 @@ fn all_tests() -> Vec<Test> {
 const RUN_ONE: &str = "BULKHEAD_ENGINE_TEST";
 
 fn main() -> ExitCode {
+    if let Ok(allowed) = std::env::var(watcher::WATCH) {
+        watcher::watch(&allowed);
+    }
     if let Ok(name) = std::env::var(RUN_ONE) {
         let (_, test) = all_tests().into_iter().find(|(known, _)| *known == name).unwrap();
         test();

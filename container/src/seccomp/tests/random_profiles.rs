@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-use super::super::SeccompPlan;
 use super::super::architecture::X32_BIT;
+use super::super::profile::Profile;
+use super::super::{SeccompPlan, tables};
 use super::evaluator::evaluate;
 use super::interpreter::{CallData, run};
 use super::oracle::Libseccomp;
@@ -194,8 +195,13 @@ proptest! {
                 return Ok(());
             }
         };
+        let tables = tables(&profile, &Profile::new(&profile).unwrap());
         for call in calls {
-            prop_assert_eq!(run(&program, &call).0, evaluate(&profile, &call), "{:x?}", call);
+            let verdict = run(&program, &call).0;
+            prop_assert_eq!(verdict, evaluate(&profile, &call), "{:x?}", call);
+            if let Some(table) = tables.iter().find(|table| table.machine == call.machine) {
+                prop_assert_eq!(verdict, table.action(call.number, call.arguments).0, "{:x?}", call);
+            }
         }
     }
 
