@@ -25,11 +25,16 @@ use crate::process::{
 };
 use crate::rootfs::ContainerRoot;
 use crate::seccomp::SeccompPlan;
+use crate::state::{NamespaceIdentities, own_links};
+
+const LOOK: &str = "look at the namespaces of the process";
 
 /// Everything the process needs, opened by the caller.
 pub(crate) struct Joining<'a> {
     pub(crate) process: &'a ProcessPlan,
     pub(crate) namespaces: &'a NamespacePlan,
+    /// The namespaces that the container was created with.
+    pub(crate) identities: &'a NamespaceIdentities,
     pub(crate) filter: Option<&'a SeccompPlan>,
     pub(crate) execution: &'a ExecutionPlan,
     /// The container's first process.
@@ -162,10 +167,15 @@ impl Joining<'_> {
         }
         // Every flag is one of the kernel's, and all of them fit.
         let kinds = ThreadNameSpaceType::from_bits_retain(kinds as u32);
+        let links = own_links().map_err(SetUpError::step(LOOK))?;
         move_into_thread_name_spaces(self.container, kinds).map_err(|errno| match errno {
             Errno::SRCH => SetUpError::step("enter the namespaces of the container, which has ended")(errno),
             errno => SetUpError::step("enter the container's namespaces")(errno),
         })?;
+        let other = self.identities.find_other(links.as_fd());
+        if let Some(kind) = other.map_err(SetUpError::step(LOOK))? {
+            return Err(SetUpError::NamespaceLeft { kind: kind.name() });
+        }
         if self.namespaces.isolates(Namespace::User) {
             process::become_root_of_user_namespace()?;
         }

@@ -23,7 +23,9 @@ use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::procfs;
 use crate::rootfs::Sources;
-use crate::state::{OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status};
+use crate::state::{
+    NamespaceIdentities, OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status,
+};
 
 /// Creates a container: when this returns, its process stands in its namespaces and waits for
 /// [`start`](Container::start).
@@ -67,6 +69,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         created: Some(std::time::SystemTime::now()),
         resources: recorded(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())),
         init: None,
+        namespaces: NamespaceIdentities::default(),
     };
     let state = OciState {
         oci_version: record.oci_version.clone(),
@@ -159,6 +162,8 @@ impl Creation<'_> {
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
+        record.namespaces = NamespaceIdentities::of(pid, &self.plan.namespaces)
+            .map_err(CreateError::step("look at the container's namespaces"))?;
         if let Some(expected) = record.root_mount {
             let found = expected.found_at(root);
             record.root_mount =

@@ -264,6 +264,7 @@ impl Container {
         let joining = Joining {
             process: &process,
             namespaces: &namespaces,
+            identities: &self.record.namespaces,
             filter: filter.as_ref(),
             execution: &execution,
             container: container.as_fd(),

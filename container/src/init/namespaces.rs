@@ -56,12 +56,7 @@ pub enum NamespaceError {
 
 /// Whether the file is of the namespace that this process is in.
 fn is_callers(kind: Namespace, file: &OwnedFd) -> Result<bool, Errno> {
-    let name = match kind {
-        Namespace::Network => "net",
-        Namespace::Mount => "mnt",
-        kind => kind.name(),
-    };
-    let own = rustix::fs::stat(format!("/proc/self/ns/{name}"))?;
+    let own = rustix::fs::stat(format!("/proc/self/ns/{}", kind.file_name()))?;
     let other = rustix::fs::fstat(file)?;
     Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
 }

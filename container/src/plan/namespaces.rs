@@ -47,6 +47,15 @@ impl Namespace {
             Namespace::Network => "network",
         }
     }
+
+    /// The kernel's word for it, below `/proc/PID/ns`.
+    pub(crate) fn file_name(self) -> &'static str {
+        match self {
+            Namespace::Network => "net",
+            Namespace::Mount => "mnt",
+            kind => kind.name(),
+        }
+    }
 }
 
 /// Which namespaces the container gets: new ones, existing ones, and for the rest the caller's.

@@ -27,6 +27,11 @@ pub(crate) enum SetUpError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Command(#[from] CommandError),
+    #[error(
+        "the container's first process has left the {kind} namespace that the container was created with: a process \
+         can be run in none that it made or joined itself"
+    )]
+    NamespaceLeft { kind: &'static str },
     #[error("process.cwd: {problem}")]
     WorkingDirectory { problem: String },
     #[error("process.terminal: there is no /dev/pts/ptmx: mount a devpts on /dev/pts")]

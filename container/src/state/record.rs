@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-use super::{ProcessIdentity, RootMount};
+use super::{NamespaceIdentities, ProcessIdentity, RootMount};
 use crate::cgroup::Cgroup;
 use crate::plan::Hook;
 
@@ -39,6 +39,9 @@ pub(crate) struct Record {
     pub(crate) resources: LinuxResources,
     /// None until creation is complete.
     pub(crate) init: Option<ProcessIdentity>,
+    /// Those that a process that joins has to be in.
+    #[serde(default, skip_serializing_if = "NamespaceIdentities::is_empty")]
+    pub(crate) namespaces: NamespaceIdentities,
 }
 
 /// Where a container is in its life (runtime specification, "State").

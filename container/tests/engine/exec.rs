@@ -26,6 +26,7 @@ crate::tests!(
     a_hundred_processes_one_after_the_other,
     a_process_that_is_looked_into_has_nothing_to_take,
     limits_of_processes_count_the_program_alone,
+    a_container_that_left_its_namespaces_is_not_followed,
 );
 
 /// A container that does nothing until it is told to end.
@@ -394,4 +395,33 @@ fn limits_of_processes_count_the_program_alone() {
     assert_eq!(outcome.stdout, "Max processes 1 2 processes\n", "{outcome:?}");
     assert!(outcome.stderr.contains("can't fork"), "{outcome:?}");
     end(container);
+}
+
+fn a_container_that_left_its_namespaces_is_not_followed() {
+    for (option, file, kind) in [
+        ("-m", "mnt", "mount"),
+        ("-u", "uts", "uts"),
+        ("-n", "net", "network"),
+    ] {
+        let arguments = ["/bin/busybox", "unshare", option, "/bin/sleep", "60"];
+        let mut bundle = TestBundle::named(option, &arguments);
+        for set in ["bounding", "permitted", "effective"] {
+            bundle.config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+        }
+        let (stdio, _output) = files(&bundle.folder);
+        let container = bundle.create(stdio).unwrap();
+        assert_eq!(shell(&bundle, &container, "exit 4").code, 4);
+        let link = format!("/proc/{}/ns/{file}", container.pid().unwrap());
+        let own = fs::read_link(&link).unwrap();
+        container.start().unwrap();
+        wait_until(|| fs::read_link(&link).unwrap() != own);
+        let found = Container::load(&bundle.states(), &bundle.id).unwrap();
+        let process = process(&found, &["/bin/true"], |_| {});
+        let error = chain(&exec(&bundle, &found, &process).unwrap_err());
+        assert!(
+            error.contains(&format!("has left the {kind} namespace")),
+            "{error}"
+        );
+        end(container);
+    }
 }
