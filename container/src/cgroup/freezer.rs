@@ -1,12 +1,12 @@
 //! Making all processes of a container stand still, and letting them go on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::events::wait_for_line;
 use super::{Cgroup, CgroupError, read, tree, write};
 
 /// How long processes may take to stand still. One in an uninterruptible sleep can take as long as its device. Whoever
@@ -14,6 +14,8 @@ use super::{Cgroup, CgroupError, read, tree, write};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Processes that fork keep a version 1 cgroup from being frozen; after so many attempts they are let go for a moment.
 const ATTEMPTS_BEFORE_A_THAW: u32 = 50;
+/// A line of `cgroup.events`.
+const FROZEN: &str = "frozen 1";
 
 /// The cgroup through which the container is frozen.
 enum Freezer<'a> {
@@ -175,37 +177,15 @@ fn thaw_version2(folder: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Waits until `cgroup.events` says that the cgroup is frozen, or no longer is. False when that takes too long.
+/// Waits until the cgroup is frozen, or no longer is. False when that takes too long.
 fn wait_for_frozen(folder: &Path, wanted: bool) -> Result<bool, CgroupError> {
-    let file: PathBuf = folder.join("cgroup.events");
-    let failed = |errno| CgroupError::io("read", &file, errno);
-    let events = rustix::fs::open(&file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        // Reading also arms the next notice of a change.
-        let mut text = [0; 256];
-        let length = rustix::io::pread(&events, &mut text, 0).map_err(failed)?;
-        let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
-        if says_frozen(&text) == wanted {
-            return Ok(true);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
+    let line = if wanted { FROZEN } else { "frozen 0" };
+    wait_for_line(folder, line, Instant::now() + PATIENCE)
+        .map_err(|errno| CgroupError::io("read", &folder.join("cgroup.events"), errno))
 }
 
 fn says_frozen(events: &str) -> bool {
-    events.lines().any(|line| line == "frozen 1")
+    events.lines().any(|line| line == FROZEN)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod controllers;
 mod device_program;
 mod device_rules;
 mod error;
+mod events;
 mod freezer;
 mod hierarchies;
 mod oom;

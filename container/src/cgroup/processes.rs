@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::events::wait_for_line;
 use super::{Cgroup, CgroupError, Hierarchy, tree, write};
 
 /// How long killed processes may take to be gone. One in an uninterruptible sleep can take as long as its device.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long they are waited for before those are killed that have come since.
+const BEFORE_ANOTHER_KILL: Duration = Duration::from_millis(200);
 
 impl Cgroup {
     /// The processes in the cgroups and in those below them, by the caller's numbers; empty when there is no cgroup.
@@ -25,6 +28,16 @@ impl Cgroup {
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         let Some(folder) = self.roll() else { return Ok(()) };
         let deadline = Instant::now() + PATIENCE;
+        while self.kill_at_once(folder)? {
+            // One that entered right after is not dead.
+            let soon = deadline.min(Instant::now() + BEFORE_ANOTHER_KILL);
+            match wait_for_line(folder, "populated 0", soon) {
+                Ok(true) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+                Ok(false) if Instant::now() >= deadline => return Err(would_not_die(folder)),
+                Ok(false) => {}
+                Err(errno) => return Err(CgroupError::io("watch the processes of", folder, errno)),
+            }
+        }
         let mut pause = Duration::from_micros(100);
         loop {
             let processes = processes_below(folder)?;
@@ -32,12 +45,9 @@ impl Cgroup {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(CgroupError::WouldNotDie {
-                    path: folder.to_owned(),
-                    seconds: PATIENCE.as_secs(),
-                });
+                return Err(would_not_die(folder));
             }
-            self.kill_once(folder, &processes)?;
+            self.kill_each(folder, &processes)?;
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
@@ -47,7 +57,10 @@ impl Cgroup {
     pub(crate) fn signal_all(&self, signal: i32) -> Result<(), CgroupError> {
         let Some(folder) = self.roll() else { return Ok(()) };
         if signal == libc::SIGKILL {
-            return self.kill_once(folder, &processes_below(folder)?);
+            return match self.kill_at_once(folder)? {
+                true => Ok(()),
+                false => self.kill_each(folder, &processes_below(folder)?),
+            };
         }
         let was_frozen = self.is_frozen()?;
         self.signal_frozen(folder, signal)?;
@@ -58,13 +71,17 @@ impl Cgroup {
         }
     }
 
-    fn kill_once(&self, folder: &Path, processes: &[i32]) -> Result<(), CgroupError> {
-        // Linux 5.14: all at once, also those being forked.
+    /// Kills all processes in one write, also those being forked (Linux 5.14). False where the kernel cannot, or there is
+    /// no cgroup.
+    fn kill_at_once(&self, folder: &Path) -> Result<bool, CgroupError> {
         match write(&folder.join("cgroup.kill"), "1") {
-            Ok(()) => return self.thaw_to_die(),
-            Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(CgroupError::io("kill the processes of", folder, errno)),
+            Ok(()) => self.thaw_to_die().map(|()| true),
+            Err(Errno::NOENT | Errno::NODEV | Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => Ok(false),
+            Err(errno) => Err(CgroupError::io("kill the processes of", folder, errno)),
         }
+    }
+
+    fn kill_each(&self, folder: &Path, processes: &[i32]) -> Result<(), CgroupError> {
         match self.signal_frozen(folder, libc::SIGKILL) {
             Ok(()) => {}
             // What cannot be stopped can still be killed, only not all at once.
@@ -103,6 +120,13 @@ impl Cgroup {
         preferred
             .or_else(|| self.members.first())
             .map(|member| member.path.as_path())
+    }
+}
+
+fn would_not_die(folder: &Path) -> CgroupError {
+    CgroupError::WouldNotDie {
+        path: folder.to_owned(),
+        seconds: PATIENCE.as_secs(),
     }
 }
 
@@ -154,4 +178,36 @@ fn processes_below(folder: &Path) -> Result<Vec<i32>, CgroupError> {
         Ok(())
     })?;
     Ok(processes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Member;
+    use super::*;
+
+    #[test]
+    fn where_the_kernel_kills_all_at_once_nobody_is_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            members: vec![Member {
+                hierarchy: Hierarchy::Unified,
+                path: folder.path().to_owned(),
+            }],
+            made_parents: Vec::new(),
+        };
+        let kill = folder.path().join("cgroup.kill");
+        fs::write(&kill, "").unwrap();
+        fs::write(folder.path().join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+        // It would be a mistake to list them.
+        fs::create_dir(folder.path().join("cgroup.procs")).unwrap();
+        cgroup.kill().unwrap();
+        assert_eq!(fs::read_to_string(&kill).unwrap(), "1");
+        fs::write(&kill, "").unwrap();
+        cgroup.signal_all(libc::SIGKILL).unwrap();
+        assert_eq!(fs::read_to_string(&kill).unwrap(), "1");
+        fs::remove_file(&kill).unwrap();
+        assert!(cgroup.kill().is_err(), "without that they are listed");
+    }
 }

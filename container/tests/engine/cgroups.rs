@@ -7,7 +7,7 @@ use container::{CgroupError, CreateError, Stdio};
 use rustix::mount::{MountFlags, mount};
 use serde_json::json;
 
-use crate::bundle::{TestBundle, chain, wait, wait_until};
+use crate::bundle::{TestBundle, chain, files, wait, wait_until};
 
 crate::tests!(
     too_much_memory_is_137,
@@ -26,6 +26,7 @@ crate::tests!(
     limits_without_their_controller_or_file_are_named,
     bursts_idleness_and_unlimited_values_are_written,
     obsolete_limits_are_warned_of,
+    those_who_fork_for_ever_die_in_cgroup2,
 );
 
 fn too_much_memory_is_137() {
@@ -392,5 +393,26 @@ fn obsolete_limits_are_warned_of() {
         assert_eq!(limit.trim(), (1 << 20).to_string());
     }
     container.delete(true).unwrap();
+    wait(&container);
+}
+
+/// Each process makes the next one and ends, so whoever is looked for is gone when he is found.
+fn those_who_fork_for_ever_die_in_cgroup2() {
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    let mut bundle = TestBundle::shell("f() { f & }; for i in 1 2 3 4; do f; done; sleep 60");
+    // Neither has the pid namespace's end to die of.
+    bundle.config["linux"]["resources"] = json!({});
+    bundle.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|namespace| namespace["type"] != "pid");
+    bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "hard": 64, "soft": 64 }]);
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    container.start().unwrap();
+    wait_until(|| container.processes().unwrap().len() > 1);
+    container
+        .delete(true)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     wait(&container);
 }
