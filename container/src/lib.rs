@@ -62,7 +62,7 @@ pub use cgroup::{
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,
     InitFailure, KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio,
-    UpdateError, create, list, send_terminal, write_pid_file,
+    UpdateError, create, delete_damaged, list, send_terminal, write_pid_file,
 };
 pub use features::{OCI_VERSION, features};
 pub use hook::HookError;

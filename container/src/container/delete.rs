@@ -83,6 +83,11 @@ impl Container {
         };
         let record = self.directory.read()?;
         self.record = record.unwrap_or_else(|| self.record.clone());
+        self.remove_recorded(force)
+    }
+
+    /// Removes what the record tells of, and the state. The caller holds the lock.
+    pub(super) fn remove_recorded(&self, force: bool) -> Result<(), DeleteError> {
         match self.status()? {
             Status::Stopped | Status::Creating => {}
             Status::Running if !force && self.ends_by_itself()? => {}

@@ -50,7 +50,7 @@ pub enum StateError {
         path: PathBuf,
     },
     /// The record is not what this version writes.
-    #[error("{} is damaged or of another version", path.display())]
+    #[error("{} is damaged or of another version: the container can be deleted by force", path.display())]
     Damaged {
         /// The record.
         path: PathBuf,
@@ -156,13 +156,21 @@ impl StateDirectory {
 
     /// The record; none when its creator died before the first was written.
     pub(crate) fn read(&self) -> Result<Option<Record>, StateError> {
+        let damaged = |source| StateError::Damaged {
+            path: self.path.join(RECORD),
+            source,
+        };
+        match self.read_text()? {
+            Some(text) => serde_json::from_slice(&text).map(Some).map_err(damaged),
+            None => Ok(None),
+        }
+    }
+
+    /// The text of the record, whatever it is; none as above.
+    pub(crate) fn read_text(&self) -> Result<Option<Vec<u8>>, StateError> {
         let path = || self.path.join(RECORD);
-        let file = match rfs::openat(
-            &self.directory,
-            RECORD,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = match rfs::openat(&self.directory, RECORD, flags, Mode::empty()) {
             Ok(file) => fs::File::from(file),
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(failure("open", &path(), errno.into())),
@@ -171,9 +179,7 @@ impl StateDirectory {
         file.take(RECORD_LIMIT)
             .read_to_end(&mut text)
             .map_err(|source| failure("read", &path(), source))?;
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| StateError::Damaged { path: path(), source })
+        Ok(Some(text))
     }
 
     /// Replaces the record: a reader sees the old one or the new one, whole.

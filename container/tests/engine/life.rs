@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use container::{
     Container, CreateError, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio,
+    delete_damaged,
 };
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
@@ -21,6 +22,8 @@ crate::tests!(
     a_starter_that_dies_before_its_word_starts_nothing,
     what_a_dead_creator_left_can_be_deleted,
     a_folder_without_a_record_can_be_deleted,
+    a_damaged_record_is_deleted_by_force_with_what_it_tells,
+    a_record_that_tells_nothing_leaves_a_warning,
     two_containers_do_not_know_each_other,
     descriptors_of_the_caller_are_not_inherited,
     a_caller_with_threads_is_refused,
@@ -303,4 +306,52 @@ fn fifty_runs_in_a_row_leave_nothing() {
     assert_eq!(fs::read_dir("/proc/self/fd").unwrap().count(), open_before);
     // The name is free again for anything else too.
     UnixListener::bind(bundle.folder.join("socket")).unwrap();
+}
+
+/// The record of a container that another version wrote, or somebody broke.
+fn rewrite_record(bundle: &TestBundle, change: impl FnOnce(String) -> String) {
+    let path = bundle.states().join(bundle.id.as_str()).join("state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, change(text)).unwrap();
+    let loaded = Container::load(&bundle.states(), &bundle.id);
+    assert!(matches!(loaded, Err(StateError::Damaged { .. })));
+}
+
+fn a_damaged_record_is_deleted_by_force_with_what_it_tells() {
+    let bundle = TestBundle::shell("sleep 60 & sleep 60");
+    let container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    wait_until(|| container.processes().unwrap().len() == 2);
+    rewrite_record(&bundle, |text| {
+        text.replacen('{', r#"{"member_of_a_later_version":1,"#, 1)
+    });
+    let warnings =
+        delete_damaged(&bundle.states(), &bundle.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(wait(&container), 137);
+    let again = delete_damaged(&bundle.states(), &bundle.id).unwrap_err();
+    assert!(matches!(again, DeleteError::State(StateError::NotFound { .. })));
+
+    // Like any other where nothing is damaged.
+    let sound = TestBundle::named("-sound", &["sleep", "60"]);
+    let container = sound.create(Stdio::Inherit).unwrap();
+    assert!(delete_damaged(&sound.states(), &sound.id).unwrap().is_empty());
+    assert_eq!(wait(&container), 137);
+}
+
+fn a_record_that_tells_nothing_leaves_a_warning() {
+    let bundle = TestBundle::shell("sleep 60");
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    rewrite_record(&bundle, |text| text[..text.len() / 3].to_owned());
+    let warnings = delete_damaged(&bundle.states(), &bundle.id).unwrap().join("\n");
+    let place = format!("at /bulkhead/{} of each hierarchy", bundle.id);
+    assert!(
+        warnings.contains(&place) && warnings.contains("poststop"),
+        "{warnings}"
+    );
+    assert!(!fs::exists(bundle.states().join(bundle.id.as_str())).unwrap());
+    // Nothing that is not surely the container's was touched.
+    assert_eq!(container.processes().unwrap(), [container.pid().unwrap()]);
+    container.delete(true).unwrap();
+    assert_eq!(wait(&container), 137);
 }

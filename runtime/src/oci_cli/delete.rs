@@ -1,6 +1,6 @@
 //! `bulkhead-oci delete`
 
-use container::{Container, ContainerId, StateError};
+use container::{Container, ContainerId, StateError, delete_damaged};
 
 use super::log::Log;
 use super::{GlobalOptions, OciError};
@@ -18,12 +18,16 @@ pub(super) struct DeleteArguments {
 
 impl DeleteArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-        let mut container = match Container::load(&global.root, &self.id) {
+        let warnings = match Container::load(&global.root, &self.id) {
             Err(StateError::NotFound { .. }) if self.force => return Ok(()),
-            container => container?,
+            Err(StateError::Damaged { .. }) if self.force => delete_damaged(&global.root, &self.id)?,
+            container => {
+                let mut container = container?;
+                container.delete(self.force)?;
+                container.take_warnings()
+            }
         };
-        container.delete(self.force)?;
-        for warning in container.take_warnings() {
+        for warning in warnings {
             log.warning(&warning);
         }
         log.debug(|| format!("deleted container {}", self.id));
