@@ -15,14 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{chroot, fchdir, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, sched_setaffinity};
 
-use crate::kernel::clone::{Side, clone_for_parent};
 use crate::kernel::pid_slot::PidSlot;
-use crate::kernel::{own_environment, signal_disposition};
+use crate::kernel::signal_disposition;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
-use crate::process::{
-    self, Inside, Keyring, Outside, SETUP_FAILED, SetUpError, Streams, close_everything_but,
-};
+use crate::process::{self, Inside, Keyring, Outside, SETUP_FAILED, SetUpError, Streams};
 use crate::rootfs::ContainerRoot;
 use crate::seccomp::SeccompPlan;
 use crate::state::{NamespaceIdentities, own_links};
@@ -77,24 +74,12 @@ impl Joining<'_> {
         if !self.channel.report(&outside.report(), outside.terminal.as_ref()) {
             return Ok(SETUP_FAILED);
         }
-        self.made
-            .keep_from_children()
-            .map_err(SetUpError::step("keep the caller's memory from the process"))?;
         let mut kept = process::preserved_and(&self.preserved, self.channel.as_fd().as_raw_fd());
-        // SAFETY: the channel alone is used from here on, and everything here ends in execve or _exit.
-        unsafe { close_everything_but(&mut kept) }
-            .map_err(SetUpError::step("close the caller's descriptors"))?;
-        // SAFETY: a copy of the caller's one thread, in which nothing but the program's own environment is used.
-        unsafe { own_environment::forget() };
-        let inside = outside.give_up()?;
-        // SAFETY: this process is a copy of the caller's one thread, and neither it nor the child comes back.
-        match unsafe { clone_for_parent(self.made) } {
-            Ok(Side::Child) => self.become_program(&inside),
-            Ok(Side::Maker) => Ok(0),
-            Err(Errno::AGAIN) => Err(SetUpError::step(
-                "make the process: the container has as many as it, or its user, may have",
-            )(Errno::AGAIN)),
-            Err(errno) => Err(SetUpError::step("make the process")(errno)),
+        // SAFETY: the channel alone is used from here on, this process is a copy of the caller's one thread, and neither it
+        // nor the child comes back.
+        match unsafe { outside.make_process(&mut kept, self.made) }? {
+            None => Ok(0),
+            Some(inside) => self.become_program(&inside),
         }
     }
 

@@ -5,21 +5,24 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, WaitIdStatus, set_dumpable_behavior, waitid};
+use rustix::process::{DumpableBehavior, WaitIdStatus, set_dumpable_behavior};
 
 use super::between::fork_by_process_between;
 use super::console::send_terminal;
+use super::maker::{self, Maker};
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio, seccomp_agent};
 use crate::cgroup::{Cgroup, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
-use crate::init::{Init, JoinedNamespaces};
+use crate::init::{Init, JoinedNamespaces, can_be_made_outside};
 use crate::kernel::clone3::{Forked, clone3};
+use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::network::move_devices;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
+use crate::process;
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::procfs;
 use crate::rootfs::Sources;
@@ -38,8 +41,16 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     }
     let joined = JoinedNamespaces::open(&plan.namespaces)?;
     joined.check_settings(&plan)?;
-    let sources = Sources::open(&plan)
-        .map_err(|error| CreateError::Sources(InitFailure::new(None, crate::process::messages(&error))))?;
+    let mut sources = Sources::open(&plan)
+        .map_err(|error| CreateError::Sources(InitFailure::new(None, process::messages(&error))))?;
+    if can_be_made_outside(&plan, &joined) {
+        let namespace = joined
+            .pid()
+            .map(|namespace| rustix::io::fcntl_dupfd_cloexec(namespace, 3));
+        sources.processes_of = namespace
+            .transpose()
+            .map_err(CreateError::step("keep the pid namespace open"))?;
+    }
     let hierarchies = Hierarchies::mounted()?;
 
     let directory = StateDirectory::create(options.state_root, options.id)?;
@@ -120,6 +131,7 @@ struct Creation<'a> {
 }
 
 const LET_GO_ON: &str = "let the container's process go on";
+const HEAR: &str = "hear from the container's process";
 
 type Made = (Record, Option<OwnedFd>, Vec<String>);
 
@@ -147,7 +159,11 @@ impl Creation<'_> {
         let network = joined
             .network()
             .map(|network| rustix::io::fcntl_dupfd_cloexec(network, 3));
-        let (pid, channel) = self.fork(sources, joined)?;
+        let made = sources.processes_of.as_ref().map(|_| PidSlot::new());
+        let made = made
+            .transpose()
+            .map_err(CreateError::step("share memory with the container's process"))?;
+        let (mut pid, channel) = self.fork(sources, joined, made.as_ref())?;
         if self.plan.namespaces.creates(Namespace::User) {
             map_users(pid, &self.plan.namespaces)?;
             channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
@@ -159,6 +175,9 @@ impl Creation<'_> {
         }
         self.state.pid = Some(pid);
         let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
+        if let Some(made) = &made {
+            pid = self.see_it_made(made, &channel)?;
+        }
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
@@ -182,6 +201,7 @@ impl Creation<'_> {
         &mut self,
         sources: Sources,
         joined: JoinedNamespaces,
+        made: Option<&PidSlot>,
     ) -> Result<(i32, CallerChannel), CreateError> {
         let unified = self.cgroup.open_unified()?;
         let cgroup_entrances = self.cgroup.open_entrances()?;
@@ -207,6 +227,7 @@ impl Creation<'_> {
             start,
             preserved: self.options.preserved.clone(),
             keyring: self.options.keyring,
+            made,
             not_ours: [
                 self.directory.as_fd().as_raw_fd(),
                 caller_channel.as_fd().as_raw_fd(),
@@ -231,6 +252,7 @@ impl Creation<'_> {
         let pid_namespace = init
             .joined
             .pid()
+            .filter(|_| made.is_none())
             .map(|namespace| PidNamespaceOfChildren::set(namespace.as_fd()))
             .transpose()?;
         let flags = self.plan.namespaces.clone_flags();
@@ -250,11 +272,46 @@ impl Creation<'_> {
         }
     }
 
+    /// Follows the process outside until it has made the container's, and that one until it is ready. Whoever is in the
+    /// pid namespace may be able to make it say anything.
+    fn see_it_made(&mut self, made: &PidSlot, channel: &CallerChannel) -> Result<i32, CreateError> {
+        let Some(pidfd) = self.child.take() else {
+            return Err(CreateError::step("find the container's process")(Errno::SRCH));
+        };
+        let maker = Maker { pidfd, made };
+        let found = match maker.see_it_end() {
+            Ok(found) => found,
+            Err(errno) => {
+                maker.undo();
+                return Err(CreateError::step("wait for the container's process to be made")(
+                    errno,
+                ));
+            }
+        };
+        let Some((pid, pidfd)) = found else {
+            return Err(self.failure(channel)?);
+        };
+        self.child = Some(pidfd);
+        self.state.pid = Some(pid.as_raw_pid());
+        process::schedule_made(pid, &self.plan.process.scheduling)
+            .map_err(|error| CreateError::Init(InitFailure::new(None, process::messages(&error))))?;
+        loop {
+            let report = channel.receive().map_err(CreateError::step(HEAR))?;
+            match report {
+                Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
+                Some((Report::Ready { .. }, _)) => return Ok(pid.as_raw_pid()),
+                Some((Report::AwaitsHooks, _)) => return Err(CreateError::step(HEAR)(Errno::BADMSG)),
+                Some((Report::Failed { failure, messages }, _)) => {
+                    return Err(CreateError::Init(InitFailure::new(failure, messages)));
+                }
+                None => return Err(CreateError::InitDied { how: self.reap() }),
+            }
+        }
+    }
+
     /// Why there is no process.
     fn failure(&self, channel: &CallerChannel) -> Result<CreateError, CreateError> {
-        let report = channel
-            .receive()
-            .map_err(CreateError::step("hear from the container's process"))?;
+        let report = channel.receive().map_err(CreateError::step(HEAR))?;
         Ok(match report {
             Some((Report::Failed { failure, messages }, _)) => {
                 CreateError::Init(InitFailure::new(failure, messages))
@@ -268,9 +325,7 @@ impl Creation<'_> {
         channel: &CallerChannel,
     ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
         loop {
-            let report = channel
-                .receive()
-                .map_err(CreateError::step("hear from the container's process"))?;
+            let report = channel.receive().map_err(CreateError::step(HEAR))?;
             match report {
                 Some((Report::AwaitsHooks, _)) => {
                     self.hooks_began = true;
@@ -322,13 +377,7 @@ impl Creation<'_> {
         let Some(child) = &self.child else {
             return "was never made".to_owned();
         };
-        let status = loop {
-            match waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED) {
-                Err(Errno::INTR) => {}
-                result => break result.ok().flatten(),
-            }
-        };
-        describe(status)
+        describe(maker::wait_for(child).ok().flatten())
     }
 
     /// Removes whatever was made, after `error`.

@@ -7,6 +7,7 @@
 mod between;
 mod clocks;
 mod namespaces;
+mod outside;
 mod start;
 
 use std::mem::ManuallyDrop;
@@ -20,13 +21,15 @@ use rustix::process::umask;
 
 pub(crate) use namespaces::JoinedNamespaces;
 pub use namespaces::NamespaceError;
+pub(crate) use outside::can_be_made_outside;
 
 use crate::cgroup::Cgroup;
 use crate::hook::{self, DefaultEnvironment};
+use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
 use crate::process::channel::{InitChannel, Report};
-use crate::process::{self, Keyring, Ready, SETUP_FAILED, SetUpError, Streams};
+use crate::process::{self, Keyring, SETUP_FAILED, SetUpError, Streams};
 use crate::rootfs::{self, Sources};
 use crate::state::{OciState, Status};
 
@@ -48,6 +51,8 @@ pub(crate) struct Init<'a> {
     /// Descriptors that the program keeps.
     pub(crate) preserved: Vec<RawFd>,
     pub(crate) keyring: Keyring,
+    /// Where the caller finds the pid of the container's process, if another one makes it.
+    pub(crate) made: Option<&'a PidSlot>,
     /// What belongs to the caller alone.
     pub(crate) not_ours: [RawFd; 2],
 }
@@ -63,13 +68,26 @@ impl Init<'_> {
     }
 
     fn set_up_and_become(&self) -> i32 {
-        match self.set_up() {
-            Ok(ready) => self.report_wait_and_become(&ManuallyDrop::new(ready)),
-            Err(error) => {
-                self.channel.report(&error.report(), None);
-                SETUP_FAILED
-            }
+        self.set_up_and_take_on().unwrap_or_else(|error| {
+            self.channel.report(&error.report(), None);
+            SETUP_FAILED
+        })
+    }
+
+    fn set_up_and_take_on(&self) -> Result<i32, SetUpError> {
+        let (streams, working_directory) = self.set_up()?;
+        if let Some(made) = self.made {
+            return self.make_process(made, streams, working_directory);
         }
+        let ready = ManuallyDrop::new(process::take_on(
+            &self.plan.process,
+            streams,
+            working_directory,
+            self.keyring,
+            self.plan.seccomp.as_ref(),
+            self.channel.as_fd(),
+        )?);
+        Ok(self.report_wait_and_become(&ready))
     }
 
     /// Lets the caller run its hooks, and runs those that need these namespaces but the caller's paths. By now
@@ -114,7 +132,8 @@ impl Init<'_> {
         self.joined.enter()
     }
 
-    fn set_up(&self) -> Result<Ready<'_>, SetUpError> {
+    /// Returns the standard streams and the working folder.
+    fn set_up(&self) -> Result<(Streams<'_>, OwnedFd), SetUpError> {
         for descriptor in self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's lock and its
             // end of the channel alive beyond the caller's death.
@@ -188,13 +207,6 @@ impl Init<'_> {
             rootfs::change_root(root, &plan.root)?;
         }
         process::execute_under(&plan.execution)?;
-        process::take_on(
-            &plan.process,
-            streams,
-            working_directory,
-            self.keyring,
-            plan.seccomp.as_ref(),
-            self.channel.as_fd(),
-        )
+        Ok((streams, working_directory))
     }
 }

@@ -132,6 +132,11 @@ impl JoinedNamespaces<'_> {
         Ok(())
     }
 
+    /// Enters the pid namespace for the child of this process.
+    pub(super) fn enter_for_child(&self) -> Result<(), SetUpError> {
+        self.enter_one(Namespace::Pid)
+    }
+
     /// Enters the user namespace and, for the children of this process, the pid namespace.
     pub(super) fn enter_for_children(&self) -> Result<(), SetUpError> {
         self.enter_one(Namespace::Pid)?;

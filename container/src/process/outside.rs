@@ -5,17 +5,22 @@
 //! if they may look into any process of theirs (CAP_SYS_PTRACE).
 
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use oci_spec::runtime::Capability;
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::umask;
 
 use super::channel::Report;
+use super::ready::close_everything_but;
 use super::{
     Keyring, Ready, SetUpError, Streams, begin_keyring, command, environment, execution, filter, identity,
     limits, terminal, use_streams,
 };
+use crate::kernel::clone::{Side, clone_for_parent};
+use crate::kernel::own_environment;
+use crate::kernel::pid_slot::PidSlot;
 use crate::plan::{CAPABILITIES, CapabilityPlan, ProcessPlan};
 use crate::seccomp::SeccompPlan;
 
@@ -88,8 +93,38 @@ impl<'a> Outside<'a> {
         }
     }
 
-    /// Gives up every privilege that the program is not to have. After that the program's process can be made.
-    pub(crate) fn give_up(&self) -> Result<Inside<'a>, SetUpError> {
+    /// Gives up what the program is not to have, and makes its process as another child of the caller, whose pid is then in
+    /// `made`. Returns what is left to do to that process, and nothing to this one.
+    ///
+    /// # Safety
+    /// The only descriptors this process and the other will use again are the standard streams and those kept; owners of
+    /// others are never dropped, because both end in execve or _exit; and nothing in either uses this process's
+    /// environment. It has one thread.
+    pub(crate) unsafe fn make_process(
+        &self,
+        kept: &mut [RawFd],
+        made: &PidSlot,
+    ) -> Result<Option<Inside<'a>>, SetUpError> {
+        made.keep_from_children()
+            .map_err(SetUpError::step("keep the caller's memory from the process"))?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            close_everything_but(kept).map_err(SetUpError::step("close the caller's descriptors"))?;
+            own_environment::forget();
+        }
+        let inside = self.give_up()?;
+        // SAFETY: the caller's promise.
+        match unsafe { clone_for_parent(made) } {
+            Ok(Side::Child) => Ok(Some(inside)),
+            Ok(Side::Maker) => Ok(None),
+            Err(Errno::AGAIN) => Err(SetUpError::step(
+                "make the process: the container has as many as it, or its user, may have",
+            )(Errno::AGAIN)),
+            Err(errno) => Err(SetUpError::step("make the process")(errno)),
+        }
+    }
+
+    fn give_up(&self) -> Result<Inside<'a>, SetUpError> {
         let filter = match self.filter {
             None => FilterOfChild::None,
             Some(filter) => match loader(self.plan, &self.kept, filter, self.terminal.is_some()) {

@@ -51,7 +51,7 @@ pub(super) fn mount_cgroups(
     };
     of_folder.superblock = 0;
     let attributes = of_folder.new_attributes() & !attribute::RDONLY;
-    let folder = file_system::make(c"tmpfs", c"tmpfs", &of_folder, false, attributes)
+    let folder = file_system::make(c"tmpfs", c"tmpfs", &of_folder, false, attributes, None)
         .map_err(|refusal| refused(c"tmpfs", destination, refusal))?;
     attach(&folder, &place, destination)?;
     for member in &cgroup.members {
@@ -97,7 +97,7 @@ fn mount_member(
             (c"cgroup", Cow::Owned(options))
         }
     };
-    match file_system::make(kind, kind, &options, false, options.new_attributes()) {
+    match file_system::make(kind, kind, &options, false, options.new_attributes(), None) {
         Err(Refusal {
             errno: Errno::PERM, ..
         }) => bind_member(&member.path, &options),
@@ -107,7 +107,7 @@ fn mount_member(
 
 fn new_mount(kind: &CStr, options: &MountOptions, path: &Path) -> Result<OwnedFd, RootfsError> {
     // The file system is the host's too, so that only the mount is read-only.
-    file_system::make(kind, kind, options, false, options.new_attributes())
+    file_system::make(kind, kind, options, false, options.new_attributes(), None)
         .map_err(|refusal: Refusal| refused(kind, path, refusal))
 }
 

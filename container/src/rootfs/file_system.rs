@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
+    fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
 use crate::kernel::mount_setattr::attribute;
@@ -17,6 +17,8 @@ use crate::plan::{MS_LAZYTIME, MountOptions};
 
 /// As much as fsconfig(2) takes of a key or a value; mount(2) takes a page of all together.
 const FSCONFIG_LIMIT: usize = 255;
+/// What proc calls whose processes it shows.
+const PID_NAMESPACE: &CStr = c"pidns";
 
 /// Why the kernel made no file system of it.
 #[derive(Debug)]
@@ -36,13 +38,14 @@ pub(super) fn can_be_configured(options: &MountOptions) -> bool {
 }
 
 /// Makes a file system, and a mount of it with the given attributes. It is itself read-only if `read_only`: one that
-/// is about to be filled is not, however its mount will be.
+/// is about to be filled is not, however its mount will be. A proc file system shows the processes of a pid namespace.
 pub(super) fn make(
     kind: &CStr,
     source: &CStr,
     options: &MountOptions,
     read_only: bool,
     attributes: u64,
+    processes_of: Option<&OwnedFd>,
 ) -> Result<OwnedFd, Refusal> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| Refusal {
         said: match errno {
@@ -55,6 +58,10 @@ pub(super) fn make(
         let set = fsconfig_set_string(&context, "source", source);
         set.map_err(|errno| refusal(&context, "the source is refused", errno))?;
     }
+    if let Some(namespace) = processes_of {
+        let set = fsconfig_set_fd(&context, PID_NAMESPACE, namespace);
+        set.map_err(|errno| refusal(&context, "the pid namespace is refused", errno))?;
+    }
     configure(&context, options)?;
     if read_only {
         let set = fsconfig_set_flag(&context, "ro");
@@ -64,6 +71,13 @@ pub(super) fn make(
     let attributes = MountAttrFlags::from_bits_retain(attributes as u32);
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| refusal(&context, "it cannot be mounted", errno))
+}
+
+/// Whether a proc file system can show the processes of a namespace that its maker is not in (Linux 6.17).
+pub(super) fn can_show_processes_of(namespace: &OwnedFd) -> bool {
+    fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)
+        .and_then(|context| fsconfig_set_fd(&context, PID_NAMESPACE, namespace))
+        .is_ok()
 }
 
 /// Gives the file system that `mount` shows other options.

@@ -72,7 +72,7 @@ impl Covers {
             ..MountOptions::default()
         };
         let attributes = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
-        let empty = file_system::make(c"tmpfs", c"tmpfs", &options, true, attributes)
+        let empty = file_system::make(c"tmpfs", c"tmpfs", &options, true, attributes, None)
             .map_err(|refusal| refused(c"tmpfs", path, refusal))?;
         move_onto(&empty, target).map_err(failed)?;
         self.empty_folder = Some(empty);

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 pub(crate) use device_nodes::{make_console, make_device_folder};
 pub(crate) use hidden_paths::{mask, protect};
 pub(crate) use in_root::ContainerRoot;
-pub(crate) use mounting::mount_all;
+pub(crate) use mounting::{can_show_processes_of, mount_all};
 pub(crate) use pivot::{attach, attach_in_callers_namespace, change_root, pivot};
 pub(crate) use sources::Sources;
 

@@ -42,6 +42,15 @@ impl Unsealed {
     }
 }
 
+/// Whether every proc file system among the mounts can show the processes of a namespace that its maker is not in.
+pub(crate) fn can_show_processes_of(namespace: &OwnedFd, mounts: &[MountPlan]) -> bool {
+    let is_proc = |plan: &&MountPlan| matches!(&plan.kind, MountKind::FileSystem { kind, .. } if kind.as_c_str() == c"proc");
+    let mut procs = mounts.iter().filter(is_proc).peekable();
+    procs.peek().is_none()
+        || procs.all(|plan| file_system::can_be_configured(&plan.options))
+            && file_system::can_show_processes_of(namespace)
+}
+
 /// Mounts everything in order, so that later mounts see earlier ones.
 pub(crate) fn mount_all(
     root: &ContainerRoot,
@@ -59,7 +68,13 @@ pub(crate) fn mount_all(
                     kind, source: name, ..
                 },
                 callers,
-            ) => mount_file_system(root, plan, kind, name, callers.as_ref()),
+            ) => {
+                let processes_of = sources
+                    .processes_of
+                    .as_ref()
+                    .filter(|_| kind.as_c_str() == c"proc");
+                mount_file_system(root, plan, kind, name, callers.as_ref(), processes_of)
+            }
             (MountKind::Cgroup { unified_only }, _) => {
                 cgroup_mount::mount_cgroups(root, plan, *unified_only, cgroup, has_cgroup_namespace)
                     .map(|()| None)
@@ -116,6 +131,7 @@ fn mount_file_system(
     kind: &CStr,
     source: &CStr,
     callers: Option<&OwnedFd>,
+    processes_of: Option<&OwnedFd>,
 ) -> Result<Option<OwnedFd>, RootfsError> {
     let path = plan.destination.as_path();
     let mut options = Cow::Borrowed(&plan.options);
@@ -137,7 +153,7 @@ fn mount_file_system(
     }
     let read_only = options.is_read_only() && !seal_later;
     let tree = match (
-        file_system::make(kind, source, &options, read_only, attributes),
+        file_system::make(kind, source, &options, read_only, attributes, processes_of),
         callers,
     ) {
         (Ok(tree), _) => tree,

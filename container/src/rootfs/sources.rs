@@ -22,6 +22,8 @@ pub(crate) struct Sources {
     pub(crate) root: OwnedFd,
     /// One for each mount of the configuration; none where it takes nothing of the caller's.
     pub(crate) mounts: Vec<Option<OwnedFd>>,
+    /// The pid namespace that proc file systems show, if that is not the one of whoever mounts them.
+    pub(crate) processes_of: Option<OwnedFd>,
 }
 
 impl Sources {
@@ -34,6 +36,7 @@ impl Sources {
         Ok(Sources {
             mounts: plan.mounts.iter().map(open).collect::<Result<_, _>>()?,
             root: open_root(&plan.root.path)?,
+            processes_of: None,
         })
     }
 }

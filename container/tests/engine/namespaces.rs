@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use container::Stdio;
+use container::{Container, Stdio};
 use serde_json::json;
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::watcher;
 
 crate::tests!(
     a_container_is_alone_with_its_own_names,
@@ -13,6 +14,8 @@ crate::tests!(
     the_cgroup_namespace_begins_at_the_containers_cgroup,
     an_existing_network_is_joined,
     an_existing_pid_namespace_is_joined_and_the_caller_keeps_its_own,
+    a_container_that_begins_among_others_has_nothing_to_take,
+    a_container_that_begins_among_others_lacks_nothing,
     a_namespace_that_does_not_exist_is_named,
     nothing_is_set_in_a_namespace_of_the_callers,
     a_file_that_is_another_namespace_or_none_is_named,
@@ -92,6 +95,103 @@ fn an_existing_pid_namespace_is_joined_and_the_caller_keeps_its_own() {
         assert!(output.contains("sleep 60"), "{output}");
     });
     assert_eq!(fs::read_link("/proc/self/ns/pid_for_children").unwrap(), own);
+}
+
+/// Gives another container's configuration the pid namespace of a running one.
+fn among_those_of(container: &Container, bundle: &mut TestBundle) {
+    for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = format!("/proc/{}/ns/pid", container.pid().unwrap()).into();
+        }
+    }
+}
+
+fn can_show_processes_of_others() -> bool {
+    let context = rustix::mount::fsopen("proc", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    let own = fs::File::open("/proc/self/ns/pid").unwrap();
+    let can = rustix::mount::fsconfig_set_fd(&context, "pidns", own).is_ok();
+    if !can {
+        println!("SKIPPED: this kernel's proc shows the processes of its maker's namespace only");
+    }
+    can
+}
+
+/// Whoever is there already, with CAP_SYS_PTRACE and the users of the host, can look into any process that it sees.
+fn a_container_that_begins_among_others_has_nothing_to_take() {
+    if !can_show_processes_of_others() {
+        return;
+    }
+    let watching = watcher::bundle("-watching");
+    let (stdio, _output) = files(&watching.folder);
+    let mut container = watching.create(stdio).unwrap();
+    container.start().unwrap();
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    among_those_of(&container, &mut bundle);
+    for set in ["bounding", "permitted", "effective"] {
+        bundle.config["process"]["capabilities"][set] = json!(["CAP_KILL"]);
+    }
+    for _ in 0..100 {
+        assert_eq!(bundle.run().code, 0);
+        if watcher::seen(&watching) == [watcher::EARLY] {
+            break;
+        }
+    }
+    for _ in 0..20 {
+        assert_eq!(bundle.run().code, 0);
+    }
+    assert_eq!(watcher::seen(&watching), [watcher::EARLY]);
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+/// It is made in another way than others are.
+fn a_container_that_begins_among_others_lacks_nothing() {
+    let (stdio, sleeper) = (Stdio::Inherit, TestBundle::named("-sleeper", &["sleep", "60"]));
+    let mut sleeping = sleeper.create(stdio).unwrap();
+    sleeping.start().unwrap();
+    let script = "ps | grep -c '[s]leep 60'; hostname; echo $$; read pid name state parent group session rest \
+                  < /proc/$$/stat; echo $pid $session";
+    let mut bundle = TestBundle::named("-first", &["/bin/sh", "-c", script]);
+    among_those_of(&sleeping, &mut bundle);
+    let output = bundle.output();
+    let lines: Vec<_> = output.lines().collect();
+    assert_eq!(lines[..2], ["1", "bulkhead"], "{output}");
+    assert_eq!(
+        lines[3],
+        format!("{0} {0}", lines[2]),
+        "a session of its own: {output}"
+    );
+
+    bundle = TestBundle::named("-second", &["/bin/sh", "-c", "tty; exit 3"]);
+    among_those_of(&sleeping, &mut bundle);
+    bundle.config["process"]["terminal"] = true.into();
+    bundle.config["process"]["noNewPrivileges"] = false.into();
+    bundle.config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        { "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }
+    ]});
+    let mut container = bundle
+        .create(Stdio::Terminal)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut terminal = fs::File::from(container.take_terminal().unwrap());
+    container.start().unwrap();
+    let mut shown = Vec::new();
+    let mut buffer = [0; 256];
+    // The last user's leaving is an error to the other end (pty(7)).
+    while let Ok(length) = std::io::Read::read(&mut terminal, &mut buffer) {
+        shown.extend_from_slice(&buffer[..length]);
+    }
+    assert_eq!(String::from_utf8(shown).unwrap(), "/dev/pts/0\r\n");
+    assert_eq!(wait(&container), 3);
+    container.delete(false).unwrap();
+
+    for (suffix, program) in [("-third", "/none"), ("-fourth", "/etc/passwd")] {
+        let mut bundle = TestBundle::named(suffix, &[program]);
+        among_those_of(&sleeping, &mut bundle);
+        let error = bundle.create(Stdio::Inherit).unwrap_err();
+        assert!(error.command_failure().is_some(), "{}", chain(&error));
+    }
+    sleeping.delete(true).unwrap();
+    wait(&sleeping);
 }
 
 fn a_namespace_that_does_not_exist_is_named() {
