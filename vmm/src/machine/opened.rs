@@ -16,6 +16,7 @@ use crate::boot::zero_page::SEED_BYTES;
 use crate::config::MachineConfig;
 use crate::console_ring::{ConsoleRing, ConsoleRingError};
 use crate::control::ControlServer;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsError};
@@ -283,8 +284,11 @@ fn open_devices(
     config: &MachineConfig,
     console: &Arc<ConsoleRing>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, OpenError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> =
-        vec![Box::new(Console::new(Arc::clone(console))), Box::new(Rng::new())];
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
+        Box::new(Console::new(Arc::clone(console))),
+        Box::new(Rng::new()),
+        Box::new(Balloon::new()),
+    ];
     if let Some(vsock) = &config.vsock {
         let device =
             Vsock::new(u64::from(vsock.guest_cid), &vsock.socket).map_err(|source| OpenError::Vsock {

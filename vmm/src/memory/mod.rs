@@ -1,5 +1,6 @@
 //! The guest's memory.
 
+pub mod discard;
 pub mod file;
 pub mod layout;
 

@@ -237,7 +237,8 @@ impl Dependencies {
 fn devices(config: &MachineConfig) -> Vec<String> {
     let vsock = config.vsock.iter();
     let shared = config.shared_directories.iter();
-    ["console".to_owned(), "rng".to_owned()]
+    ["console", "rng", "balloon"]
+        .map(str::to_owned)
         .into_iter()
         .chain(vsock.map(|vsock| format!("vsock of guest {}", vsock.guest_cid)))
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
@@ -364,8 +365,9 @@ mod tests {
             change(&mut here);
             let refusal = refusal(&dependencies(&here));
             assert!(
-                refusal
-                    .starts_with("it has the devices console, rng, vsock of guest 3, fs \"share\", and this"),
+                refusal.starts_with(
+                    "it has the devices console, rng, balloon, vsock of guest 3, fs \"share\", and this"
+                ),
                 "{refusal}"
             );
         }

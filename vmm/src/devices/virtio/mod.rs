@@ -5,6 +5,7 @@
 //! trusts neither the driver's order of register accesses nor its addresses. What every device shares lies in
 //! `device_queue` (one queue, with the traps of a hostile driver handled once) and `worker` (the thread).
 
+pub mod balloon;
 pub mod console;
 pub mod device;
 mod device_queue;

@@ -244,6 +244,15 @@ pub(crate) fn serve_queues(
     stop: &EventFd,
     mut handle: impl FnMut(&Chain) -> u32,
 ) -> Result<(), WorkerError> {
+    serve_numbered_queues(queues, stop, |_, chain| handle(chain))
+}
+
+/// Like [`serve_queues`], for queues of different meanings: `handle` is told the index of the chain's queue.
+pub(crate) fn serve_numbered_queues(
+    queues: &mut [DeviceQueue],
+    stop: &EventFd,
+    mut handle: impl FnMut(usize, &Chain) -> u32,
+) -> Result<(), WorkerError> {
     const STOP: u64 = u64::MAX;
     let poller = Poller::new().map_err(WorkerError::host("creating an epoll set"))?;
     poller
@@ -266,7 +275,8 @@ pub(crate) fn serve_queues(
             if events.iter().any(|(token, _)| *token == index as u64) {
                 queue.take_notification().map_err(WorkerError::queue(index))?;
             }
-            more |= serve_one_round(queue, &mut handle).map_err(WorkerError::queue(index))?;
+            more |= serve_one_round(queue, &mut |chain| handle(index, chain))
+                .map_err(WorkerError::queue(index))?;
         }
         if stopping {
             return Ok(());
