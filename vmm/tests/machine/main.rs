@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod balloon;
 mod cpio;
 mod flat_guest;
 mod kernel_boot;
@@ -15,3 +16,4 @@ mod own_root;
 mod program;
 mod snapshot;
 mod stopping;
+mod virtio_guest;

@@ -297,8 +297,8 @@ fn a_machine_that_is_not_like_the_snapshots_is_refused_with_the_difference() {
             let socket = machine.path("vsock");
             machine.config.vsock = Some(VsockConfig { guest_cid: 3, socket });
         }),
-        "the snapshot S does not fit: it has the devices console, rng, and this machine is to have console, rng, \
-         vsock of guest 3"
+        "the snapshot S does not fit: it has the devices console, rng, balloon, and this machine is to have \
+         console, rng, balloon, vsock of guest 3"
     );
     assert_eq!(
         refused(&|machine| {
@@ -308,8 +308,8 @@ fn a_machine_that_is_not_like_the_snapshots_is_refused_with_the_difference() {
                 read_only: true,
             }];
         }),
-        "the snapshot S does not fit: it has the devices console, rng, and this machine is to have console, rng, fs \
-         \"share\""
+        "the snapshot S does not fit: it has the devices console, rng, balloon, and this machine is to have \
+         console, rng, balloon, fs \"share\""
     );
 }
 

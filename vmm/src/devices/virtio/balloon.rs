@@ -34,8 +34,6 @@ const PAGE_REPORTING: u64 = 1 << 5;
 
 /// Pages the guest does not use any more.
 const INFLATE: usize = 0;
-/// Pages it uses again. There is nothing to do for them: they come back when they are touched.
-const DEFLATE: usize = 1;
 /// Free pages. Its index is that of the specification less two for the queues of features that are not offered, because
 /// Linux numbers the queues that there are.
 const REPORTING: usize = 2;
@@ -67,6 +65,7 @@ impl Service for Returns {
             match index {
                 INFLATE => take_pages(chain),
                 REPORTING => take_blocks(chain),
+                // Pages that leave the balloon come back when they are touched.
                 _ => {}
             }
             // Nothing is ever written to the guest's buffers.
@@ -131,7 +130,9 @@ impl VirtioDevice for Balloon {
 /// Takes the free blocks that the writable buffers of `chain` are. The driver gives away only what it lets the device
 /// write to.
 fn take_blocks(chain: &Chain) {
-    for block in chain.clone().writable() {
+    // A chain has no more buffers but by an indirect table, which is not offered.
+    let most = QUEUE_SIZES.get(REPORTING).copied().unwrap_or_default();
+    for block in chain.clone().writable().take(usize::from(most)) {
         take(chain, block.addr().0, u64::from(block.len()));
     }
 }
@@ -188,6 +189,7 @@ mod tests {
     use crate::memory::discard::tests::resident_pages;
 
     const MIB: u64 = 1 << 20;
+    const DEFLATE: usize = 1;
     /// Where the blocks are that are given away: behind the rings and the data of all queues.
     const BLOCK: u64 = 32 * MIB;
 
