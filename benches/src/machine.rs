@@ -112,6 +112,7 @@ impl Machine {
             console_ring: directory.path().join("console"),
             vsock: Some(VsockConfig { guest_cid: 3, socket }),
             shared_directories: Vec::new(),
+            block_devices: Vec::new(),
             control_socket: Some(control.clone()),
             die_with_parent: true,
             own_root: false,

@@ -6,10 +6,13 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::rate_limiter::RateLimit;
 use crate::memory::layout;
 
 /// The longest file system tag: virtio-fs has 36 bytes for it (virtio 1.2, section 5.11.4).
 pub const MAX_TAG_BYTES: usize = 36;
+/// The longest name of a disk: virtio-blk has 20 bytes for it (virtio 1.2, section 5.2.6).
+pub const MAX_DISK_ID_BYTES: usize = 20;
 /// The least context id of a guest; 0, 1 and 2 belong to the hypervisor, the local loopback and the host.
 pub const MIN_GUEST_CID: u32 = 3;
 /// The greatest context id of a guest; the one above is the wildcard.
@@ -43,6 +46,9 @@ pub struct MachineConfig {
     /// Host directories the guest can mount, at most [`layout::MAX_SHARED_DIRECTORIES`].
     #[serde(default)]
     pub shared_directories: Vec<SharedDirectory>,
+    /// Disks, which share the interrupt lines of [`layout::MAX_SHARED_DIRECTORIES`] with the directories.
+    #[serde(default)]
+    pub block_devices: Vec<BlockDevice>,
     /// Where to listen for [control requests](crate::control), if at all.
     #[serde(default)]
     pub control_socket: Option<PathBuf>,
@@ -82,6 +88,23 @@ pub struct SharedDirectory {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A file or block device of the host that is a disk of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockDevice {
+    /// The name the guest can know it by, at most [`MAX_DISK_ID_BYTES`] bytes; Linux shows it as the disk's `serial`.
+    #[serde(default)]
+    pub id: String,
+    /// The raw file or the block device. Its size must be a multiple of 512 bytes.
+    pub path: PathBuf,
+    /// Whether the guest may only read it. Machines can share a disk that all only read.
+    #[serde(default)]
+    pub read_only: bool,
+    /// How fast it is at most.
+    #[serde(default)]
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Why a machine's description was refused.
@@ -160,6 +183,34 @@ pub enum ConfigError {
         /// The number asked for.
         count: usize,
     },
+    /// More disks than interrupt lines are left.
+    #[error(
+        "{count} disks beside {directories} shared directories: a machine has at most {} of both together",
+        layout::MAX_SHARED_DIRECTORIES
+    )]
+    BlockDevices {
+        /// The number of disks asked for.
+        count: usize,
+        /// The number of shared directories.
+        directories: usize,
+    },
+    /// A name that the device cannot hold.
+    #[error(
+        "the id {id:?} of the disk {}: an id has at most {MAX_DISK_ID_BYTES} printable ASCII bytes",
+        .path.display()
+    )]
+    DiskId {
+        /// The name.
+        id: String,
+        /// The disk.
+        path: PathBuf,
+    },
+    /// One name for two disks.
+    #[error("two disks have the id {id:?}")]
+    SameDiskId {
+        /// The name.
+        id: String,
+    },
 }
 
 impl MachineConfig {
@@ -218,7 +269,8 @@ impl MachineConfig {
             return Err(ConfigError::GuestCid { guest_cid });
         }
         self.validate_own_root()?;
-        self.validate_shared_directories()
+        self.validate_shared_directories()?;
+        self.validate_block_devices()
     }
 
     fn validate_own_root(&self) -> Result<(), ConfigError> {
@@ -262,6 +314,26 @@ impl MachineConfig {
         }
         Ok(())
     }
+
+    fn validate_block_devices(&self) -> Result<(), ConfigError> {
+        let (count, directories) = (self.block_devices.len(), self.shared_directories.len());
+        if count + directories > layout::MAX_SHARED_DIRECTORIES {
+            return Err(ConfigError::BlockDevices { count, directories });
+        }
+        let mut ids = HashSet::new();
+        for BlockDevice { id, path, .. } in &self.block_devices {
+            if id.len() > MAX_DISK_ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(ConfigError::DiskId {
+                    id: id.clone(),
+                    path: path.clone(),
+                });
+            }
+            if !id.is_empty() && !ids.insert(id) {
+                return Err(ConfigError::SameDiskId { id: id.clone() });
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -278,6 +350,7 @@ mod tests {
             console_ring: "console".into(),
             vsock: None,
             shared_directories: Vec::new(),
+            block_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,
             own_root: false,
@@ -293,6 +366,15 @@ mod tests {
         }
     }
 
+    fn disk(id: &str) -> BlockDevice {
+        BlockDevice {
+            id: id.into(),
+            path: "/disk".into(),
+            read_only: false,
+            rate_limit: None,
+        }
+    }
+
     fn refusal(config: &MachineConfig) -> String {
         config.validate().unwrap_err().to_string()
     }
@@ -305,6 +387,7 @@ mod tests {
                 socket: "vsock".into(),
             }),
             shared_directories: vec![shared("rootfs")],
+            block_devices: vec![disk("data"), disk(""), disk("")],
             ..config()
         };
         config.validate().unwrap();
@@ -406,5 +489,37 @@ mod tests {
             ..config()
         });
         assert_eq!(error, "two shared directories have the tag \"data\"");
+    }
+
+    #[test]
+    fn disks_and_directories_share_the_interrupt_lines() {
+        let mut config = MachineConfig {
+            block_devices: vec![disk(""); layout::MAX_SHARED_DIRECTORIES - 1],
+            shared_directories: vec![shared("one")],
+            ..config()
+        };
+        config.validate().unwrap();
+        config.shared_directories.push(shared("two"));
+        assert_eq!(
+            refusal(&config),
+            "14 disks beside 2 shared directories: a machine has at most 15 of both together"
+        );
+    }
+
+    #[test]
+    fn an_id_that_a_disk_cannot_hold_and_one_for_two_disks_are_refused() {
+        let error = |ids: &[&str]| {
+            refusal(&MachineConfig {
+                block_devices: ids.iter().map(|id| disk(id)).collect(),
+                ..config()
+            })
+        };
+        for id in ["x".repeat(21).as_str(), "a b", "\0", "\u{e4}"] {
+            assert!(
+                error(&[id]).contains("of the disk /disk: an id has at most 20"),
+                "{id:?}"
+            );
+        }
+        assert_eq!(error(&["data", "data"]), "two disks have the id \"data\"");
     }
 }

@@ -17,6 +17,7 @@ use crate::config::MachineConfig;
 use crate::console_ring::{ConsoleRing, ConsoleRingError};
 use crate::control::ControlServer;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::blk::{BackingError, Blk};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsError};
@@ -108,6 +109,15 @@ pub enum OpenError {
         /// The cause.
         #[source]
         source: FsError,
+    },
+    /// A disk is none.
+    #[error("using {} as a disk", .path.display())]
+    Blk {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: BackingError,
     },
     /// The control socket cannot be listened at.
     #[error("listening for control requests at {}", .path.display())]
@@ -304,6 +314,15 @@ fn open_devices(
                 path: shared.path.clone(),
                 source,
             })?;
+        devices.push(Box::new(device));
+    }
+    for disk in &config.block_devices {
+        let device = Blk::new(&disk.id, &disk.path, disk.read_only, disk.rate_limit).map_err(|source| {
+            OpenError::Blk {
+                path: disk.path.clone(),
+                source,
+            }
+        })?;
         devices.push(Box::new(device));
     }
     Ok(devices)

@@ -59,7 +59,7 @@ pub const FIRST_GSI: u32 = 5;
 pub const LAST_GSI: u32 = 23;
 /// Console, entropy, balloon and vsock.
 const DEVICES_OF_EVERY_MACHINE: usize = 4;
-/// The lines that are left for shared directories.
+/// The lines that are left for shared directories and disks.
 pub const MAX_SHARED_DIRECTORIES: usize = (LAST_GSI - FIRST_GSI + 1) as usize - DEVICES_OF_EVERY_MACHINE;
 /// The vCPUs whose entries fit into the MP table's KiB.
 pub const MAX_VCPUS: u8 = 32;

@@ -237,18 +237,22 @@ impl Dependencies {
 fn devices(config: &MachineConfig) -> Vec<String> {
     let vsock = config.vsock.iter();
     let shared = config.shared_directories.iter();
+    let disks = config.block_devices.iter();
+    let access = |read_only| if read_only { " read-only" } else { "" };
     ["console", "rng", "balloon"]
         .map(str::to_owned)
         .into_iter()
         .chain(vsock.map(|vsock| format!("vsock of guest {}", vsock.guest_cid)))
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
+        .chain(disks.map(|disk| format!("blk {:?}{}", disk.id, access(disk.read_only))))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{SharedDirectory, VsockConfig};
+    use crate::config::{BlockDevice, SharedDirectory, VsockConfig};
+    use crate::devices::rate_limiter::RateLimit;
 
     fn supported(features: u32) -> CpuId {
         let entry = |function, eax, [ebx, ecx, edx]: [u32; 3]| kvm_cpuid_entry2 {
@@ -280,6 +284,12 @@ mod tests {
                 path: "/here".into(),
                 read_only: false,
             }],
+            block_devices: vec![BlockDevice {
+                id: "data".into(),
+                path: "/here".into(),
+                read_only: false,
+                rate_limit: None,
+            }],
             ..serde_json::from_str(json).unwrap()
         }
     }
@@ -298,6 +308,8 @@ mod tests {
         let mut here = config();
         here.vsock.as_mut().unwrap().socket = "there".into();
         here.shared_directories[0].path = "/there".into();
+        here.block_devices[0].path = "/there".into();
+        here.block_devices[0].rate_limit = Some(RateLimit::default());
         (here.kernel, here.console_ring) = ("other".into(), "another".into());
         dependencies(&here).check(&dependencies(&config())).unwrap();
     }
@@ -349,11 +361,14 @@ mod tests {
 
     #[test]
     fn other_devices_are_refused_by_kind_order_number_and_name() {
-        let changes: [&dyn Fn(&mut MachineConfig); 5] = [
+        let changes: [&dyn Fn(&mut MachineConfig); 8] = [
             &|config| config.vsock = None,
             &|config| config.vsock.as_mut().unwrap().guest_cid = 4,
             &|config| config.shared_directories.clear(),
             &|config| config.shared_directories[0].tag = "other".into(),
+            &|config| config.block_devices.clear(),
+            &|config| config.block_devices[0].id = "other".into(),
+            &|config| config.block_devices[0].read_only = true,
             &|config| {
                 let mut second = config.shared_directories[0].clone();
                 second.tag = "second".into();
@@ -366,7 +381,8 @@ mod tests {
             let refusal = refusal(&dependencies(&here));
             assert!(
                 refusal.starts_with(
-                    "it has the devices console, rng, balloon, vsock of guest 3, fs \"share\", and this"
+                    "it has the devices console, rng, balloon, vsock of guest 3, fs \"share\", blk \"data\", \
+                     and this"
                 ),
                 "{refusal}"
             );

@@ -9,6 +9,7 @@
 mod bad_input;
 mod balloon;
 mod cpio;
+mod disk;
 mod flat_guest;
 mod kernel_boot;
 mod kernel_snapshot;

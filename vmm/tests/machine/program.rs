@@ -51,6 +51,7 @@ impl Machine {
             console_ring: directory.path().join("console"),
             vsock: None,
             shared_directories: Vec::new(),
+            block_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,
             own_root: false,

@@ -101,7 +101,6 @@ impl Device {
 #[derive(Clone, Copy)]
 pub(crate) enum Access {
     /// It reads it.
-    #[expect(dead_code, reason = "no guest here has anything to say yet")]
     Read,
     /// It writes to it.
     Write,

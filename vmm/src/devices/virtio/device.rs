@@ -99,6 +99,11 @@ pub enum DeviceState {
         /// The port of the next client. Those before it may still mean a connection to the guest.
         next_client_port: u32,
     },
+    /// Of a disk.
+    Blk {
+        /// Its size, in sectors of 512 bytes.
+        sectors: u64,
+    },
 }
 
 /// Why a device cannot be in a snapshot.
@@ -111,6 +116,15 @@ pub enum SaveError {
     Mounted {
         /// The directory's tag.
         tag: String,
+    },
+    /// A disk does not say that it has all that was written to it.
+    #[error("making durable what the guest wrote to the disk {id:?}")]
+    Flush {
+        /// What the guest knows it by.
+        id: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -156,6 +170,20 @@ pub enum ActivateError {
         device: &'static str,
         /// The queue's index.
         index: usize,
+    },
+    /// The driver knows another disk.
+    #[error("the disk has {here} sectors of 512 bytes, and its driver knows one that has {known}")]
+    DiskSize {
+        /// The size the driver knows.
+        known: u64,
+        /// This disk's.
+        here: u64,
+    },
+    /// A snapshot says of the device what can only be said of another.
+    #[error("the saved state of {device} is another device's")]
+    ForeignState {
+        /// The device's name.
+        device: &'static str,
     },
     /// The worker thread could not be started.
     #[error("starting the {device} thread")]

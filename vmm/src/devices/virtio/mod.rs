@@ -6,6 +6,7 @@
 //! `device_queue` (one queue, with the traps of a hostile driver handled once) and `worker` (the thread).
 
 pub mod balloon;
+pub mod blk;
 pub mod console;
 pub mod device;
 mod device_queue;

@@ -135,6 +135,7 @@ pub(crate) struct TestDriver<'m> {
     memory: &'m Arc<GuestMemoryMmap>,
     queues: Vec<TestQueue<'m>>,
     interrupt: Arc<Interrupt>,
+    features: u64,
     failures: Receiver<DeviceFailure>,
     report: Arc<Mutex<mpsc::Sender<DeviceFailure>>>,
 }
@@ -157,9 +158,15 @@ impl<'m> TestDriver<'m> {
             memory,
             queues,
             interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+            features: 0,
             failures,
             report: Arc::new(Mutex::new(report)),
         }
+    }
+
+    /// Accepts `features`, of which none is needed.
+    pub(crate) fn accept(&mut self, features: u64) {
+        self.features = features;
     }
 
     /// Says DRIVER_OK.
@@ -171,7 +178,7 @@ impl<'m> TestDriver<'m> {
         device.activate(self.activation(&vec![QueuePosition::default(); self.queues.len()]))
     }
 
-    fn activation(&self, positions: &[QueuePosition]) -> Activation {
+    pub(crate) fn activation(&self, positions: &[QueuePosition]) -> Activation {
         let report = Arc::clone(&self.report);
         Activation {
             memory: Arc::clone(self.memory),
@@ -185,7 +192,7 @@ impl<'m> TestDriver<'m> {
                 })
                 .collect(),
             interrupt: Arc::clone(&self.interrupt),
-            features: 0,
+            features: self.features,
             failures: Arc::new(move |failure| report.lock().unwrap().send(failure).unwrap()),
         }
     }

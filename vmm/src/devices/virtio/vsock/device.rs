@@ -118,6 +118,7 @@ impl VirtioDevice for Vsock {
                 let reset = if connected { Reset::Due } else { Reset::Done };
                 self.start(activation, reset, Some(next_client_port))
             }
+            _ => Err(ActivateError::ForeignState { device: self.name() }),
         }
     }
 }

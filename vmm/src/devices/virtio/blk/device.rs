@@ -1,0 +1,337 @@
+//! The device: one queue, one thread, one request at a time.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::SECTOR;
+use super::backing::{Backing, BackingError};
+use super::request::{
+    ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENT_BYTES, MAX_SEGMENTS, MAX_ZERO_RANGES,
+    MAX_ZERO_SECTORS, Operation, Request, Status,
+};
+use crate::devices::rate_limiter::{RateLimit, RateLimiter};
+use crate::devices::virtio::device::{
+    ActivateError, Activation, DeviceState, Pausable, SaveError, VirtioDevice, read_config_space,
+};
+use crate::devices::virtio::device_queue::{DeviceQueue, EVENT_IDX, QueueError};
+use crate::devices::virtio::worker::{Poller, Service, Worker, WorkerError};
+
+/// One request of the greatest number of buffers, which are two more than its data's.
+pub(super) const QUEUE_SIZES: [u16; 1] = [MAX_SEGMENTS as u16 + 2];
+
+/// Requests that are served, and bytes that are moved, before the guest hears of it and the thread looks whether it is
+/// to pause. Each interrupt costs the guest more than a small request costs the host.
+const ROUND_REQUESTS: usize = 32;
+const ROUND_BYTES: u64 = 1 << 20;
+
+/// `struct virtio_blk_config` as far as the features that are offered (virtio 1.2, section 5.2.4).
+const CONFIG_BYTES: usize = 60;
+
+/// A virtio block device.
+pub struct Blk {
+    disk: Arc<Disk>,
+    limit: Option<RateLimit>,
+    config: [u8; CONFIG_BYTES],
+    worker: Option<Worker<DiskService>>,
+}
+
+/// What is behind it.
+struct Disk {
+    id: [u8; ID_BYTES],
+    backing: Backing,
+}
+
+impl Blk {
+    /// A disk that is the file or block device at `path`, whose size it keeps. `id`, of which 20 bytes count, is what
+    /// the guest knows it by.
+    ///
+    /// # Errors
+    /// When there is nothing at `path` that can be a disk, or somebody else has it open so that this one would destroy
+    /// what is on it.
+    pub fn new(
+        id: &str,
+        path: &Path,
+        read_only: bool,
+        limit: Option<RateLimit>,
+    ) -> Result<Self, BackingError> {
+        let backing = Backing::open(path, read_only)?;
+        let mut name = [0; ID_BYTES];
+        for (to, from) in name.iter_mut().zip(id.bytes()) {
+            *to = from;
+        }
+        Ok(Self {
+            config: config(&backing),
+            disk: Arc::new(Disk { id: name, backing }),
+            limit,
+            worker: None,
+        })
+    }
+}
+
+/// The configuration space of a disk on `backing`.
+fn config(backing: &Backing) -> [u8; CONFIG_BYTES] {
+    let (logical, physical) = (backing.logical_block(), backing.physical_block());
+    // The physical block in logical ones, as a power of two; a disk of other blocks is taken for one of simple ones.
+    let ratio = match physical.checked_div(logical) {
+        Some(ratio) if ratio.is_power_of_two() => u16::try_from(ratio).unwrap_or(1),
+        _ => 1,
+    };
+    let exponent = ratio.trailing_zeros() as u8;
+    let sectors_of_block = physical / SECTOR as u32;
+    let parts: [&[u8]; 15] = [
+        &backing.sectors().to_le_bytes(),
+        &MAX_SEGMENT_BYTES.to_le_bytes(),
+        &MAX_SEGMENTS.to_le_bytes(),
+        // The geometry, which is not offered.
+        &[0; 4],
+        &logical.to_le_bytes(),
+        // Physical block exponent, offset of the first one, least and best size of requests (in logical blocks).
+        &[exponent, 0],
+        &ratio.to_le_bytes(),
+        &0_u32.to_le_bytes(),
+        // Cache mode and number of queues, which are not offered.
+        &[0; 4],
+        &MAX_DISCARD_SECTORS.to_le_bytes(),
+        &MAX_DISCARD_RANGES.to_le_bytes(),
+        &sectors_of_block.to_le_bytes(),
+        &MAX_ZERO_SECTORS.to_le_bytes(),
+        &MAX_ZERO_RANGES.to_le_bytes(),
+        &[u8::from(backing.zeroes_by_discarding()), 0, 0, 0],
+    ];
+    let mut config = [0; CONFIG_BYTES];
+    for (to, from) in config.iter_mut().zip(parts.iter().copied().flatten()) {
+        *to = *from;
+    }
+    config
+}
+
+impl VirtioDevice for Blk {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn name(&self) -> &'static str {
+        "blk"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn offered_features(&self) -> u64 {
+        let backing = &self.disk.backing;
+        let when = |condition: bool, feature: u32| u64::from(condition) << feature;
+        1 << VIRTIO_F_VERSION_1
+            | EVENT_IDX
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_TOPOLOGY
+            | when(backing.is_read_only(), VIRTIO_BLK_F_RO)
+            | when(!backing.is_read_only(), VIRTIO_BLK_F_FLUSH)
+            | when(backing.discards(), VIRTIO_BLK_F_DISCARD)
+            | when(backing.writes_zeroes(), VIRTIO_BLK_F_WRITE_ZEROES)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_space(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let queues = DeviceQueue::take_all(self.name(), &mut activation)?;
+        let service = DiskService {
+            queues,
+            disk: Arc::clone(&self.disk),
+            limiter: self.limit.map(|limit| RateLimiter::new(limit, Instant::now())),
+            // A driver that will not ask for it wants each write to be durable (virtio 1.2, section 5.2.6.2).
+            writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+        };
+        self.worker = Some(Worker::start(
+            self.name(),
+            activation.interrupt,
+            activation.failures,
+            service,
+        )?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+
+    fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        self.worker.as_mut().map(|worker| worker as &mut dyn Pausable)
+    }
+
+    /// What was written is made durable: the snapshot's guest will not write it again, and must find it even if the
+    /// host stops before the guest's next flush.
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        if !self.disk.backing.is_read_only() {
+            self.disk.backing.flush().map_err(|source| SaveError::Flush {
+                id: self.disk.id(),
+                source,
+            })?;
+        }
+        Ok(DeviceState::Blk {
+            sectors: self.disk.backing.sectors(),
+        })
+    }
+
+    /// The disk must have the size that its driver knows. That it also has the bytes its guest knows is for whoever
+    /// made the copy.
+    fn restore(&mut self, activation: Activation, state: &DeviceState) -> Result<(), ActivateError> {
+        let here = self.disk.backing.sectors();
+        match *state {
+            DeviceState::Blk { sectors } if sectors == here => self.activate(activation),
+            DeviceState::Blk { sectors: known } => Err(ActivateError::DiskSize { known, here }),
+            _ => Err(ActivateError::ForeignState { device: self.name() }),
+        }
+    }
+}
+
+/// What the device's thread works on.
+struct DiskService {
+    queues: Vec<DeviceQueue>,
+    disk: Arc<Disk>,
+    limiter: Option<RateLimiter>,
+    writes_through: bool,
+}
+
+impl Service for DiskService {
+    /// What is in the queue when the thread is to stop stays there: a device that goes on finds it, and a guest that is
+    /// gone has lost no more than it had not been told was written.
+    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError> {
+        const STOP: u64 = u64::MAX;
+        let poller = Poller::new().map_err(WorkerError::host("creating an epoll set"))?;
+        poller
+            .add(stop, EventSet::IN, STOP)
+            .map_err(WorkerError::host("watching the stop event"))?;
+        for (index, queue) in self.queues.iter().enumerate() {
+            poller
+                .add(queue.notification(), EventSet::IN, index as u64)
+                .map_err(WorkerError::host("watching a notification"))?;
+        }
+        let mut patience = Some(Duration::ZERO);
+        loop {
+            let events = poller
+                .wait(patience)
+                .map_err(WorkerError::host("waiting for notifications"))?;
+            if events.iter().any(|(token, _)| *token == STOP) {
+                return Ok(());
+            }
+            patience = None;
+            for (index, queue) in self.queues.iter_mut().enumerate() {
+                if events.iter().any(|(token, _)| *token == index as u64) {
+                    queue.take_notification().map_err(WorkerError::queue(index))?;
+                }
+                let limiter = self.limiter.as_mut();
+                patience = serve_round(queue, &self.disk, limiter, self.writes_through)
+                    .map_err(WorkerError::queue(index))?;
+            }
+        }
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
+    }
+}
+
+/// Serves some requests, and announces them. Returns how long to wait before there may be more to do; without end, if
+/// the driver will tell.
+fn serve_round(
+    queue: &mut DeviceQueue,
+    disk: &Disk,
+    mut limiter: Option<&mut RateLimiter>,
+    writes_through: bool,
+) -> Result<Option<Duration>, QueueError> {
+    queue.pause_notifications()?;
+    let mut moved = 0;
+    for _ in 0..ROUND_REQUESTS {
+        if moved >= ROUND_BYTES {
+            break;
+        }
+        let Some(chain) = queue.pop()? else {
+            queue.interrupt_if_wanted()?;
+            return Ok(queue.resume_notifications()?.then_some(Duration::ZERO));
+        };
+        // Without a place for an answer there is none: the buffers go back as they are.
+        let request = Request::read(&chain, disk.backing.sectors());
+        let bytes = request
+            .as_ref()
+            .and_then(|request| request.operation.as_ref().ok())
+            .map_or(0, Operation::bytes);
+        if let Some(limiter) = &mut limiter
+            && let Err(wait) = limiter.take(Instant::now(), bytes)
+        {
+            // It waits where it was, for this thread, or for another machine's after a snapshot.
+            queue.put_back();
+            queue.interrupt_if_wanted()?;
+            return Ok(Some(wait));
+        }
+        moved += bytes;
+        let written = request.map_or(0, |Request { operation, answer }| {
+            let status = operation.map_or_else(
+                |status| status,
+                |operation| disk.carry_out(operation, writes_through),
+            );
+            answer.give(status)
+        });
+        queue.complete(chain.head_index(), written)?;
+    }
+    queue.interrupt_if_wanted()?;
+    Ok(Some(Duration::ZERO))
+}
+
+impl Disk {
+    /// What the guest knows it by.
+    fn id(&self) -> String {
+        let name = self.id.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    }
+
+    fn carry_out(&self, operation: Operation<'_>, writes_through: bool) -> Status {
+        let backing = &self.backing;
+        let is_write = matches!(
+            operation,
+            Operation::Write { .. } | Operation::Discard(_) | Operation::WriteZeroes { .. }
+        );
+        if is_write && backing.is_read_only() {
+            return Status::IoError;
+        }
+        let done = match operation {
+            Operation::Read { offset, into } => backing.read(into, offset),
+            Operation::Write { offset, from } => backing.write(from, offset),
+            Operation::Flush if backing.is_read_only() => Ok(()),
+            Operation::Flush => backing.flush(),
+            Operation::Id { into } => {
+                into.fill(&self.id);
+                Ok(())
+            }
+            Operation::Discard(_) if !backing.discards() => return Status::Unsupported,
+            Operation::Discard(ranges) => ranges.into_iter().try_for_each(|range| backing.discard(range)),
+            Operation::WriteZeroes { .. } if !backing.writes_zeroes() => return Status::Unsupported,
+            Operation::WriteZeroes { range, may_discard } => backing.write_zeroes(range, may_discard),
+        };
+        let durable = match done {
+            Ok(()) if is_write && writes_through => backing.flush(),
+            other => other,
+        };
+        match durable {
+            Ok(()) => Status::Ok,
+            // The guest is told what there is a word for; a full file system is an error of the disk to it.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Status::Unsupported,
+            Err(_) => Status::IoError,
+        }
+    }
+}
