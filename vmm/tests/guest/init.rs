@@ -5,7 +5,9 @@ use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 mod serve;
 
@@ -17,6 +19,7 @@ unsafe extern "C" {
         flags: c_ulong,
         data: *const c_void,
     ) -> c_int;
+    fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
     fn reboot(command: c_int) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn connect(socket: c_int, address: *const VsockAddress, length: c_uint) -> c_int;
@@ -24,6 +27,9 @@ unsafe extern "C" {
 
 /// `RB_AUTOBOOT`
 const RESTART: c_int = 0x0123_4567;
+/// `BLKDISCARD` and `BLKZEROOUT`
+const DISCARD: c_ulong = 0x1277;
+const ZERO_OUT: c_ulong = 0x127f;
 const AF_VSOCK: c_int = 40;
 const SOCK_STREAM: c_int = 1;
 const HOST: c_uint = 2;
@@ -43,7 +49,9 @@ fn main() {
         println!("init: {order}");
         match order.as_str() {
             "cpus" => println!("init: {} cpus", std::thread::available_parallelism().unwrap()),
+            "disks" => disks(),
             "entropy" => entropy(),
+            "memory" => memory(),
             "share" => share(),
             "vsock" => vsock(),
             "serve" => serve::serve(),
@@ -88,6 +96,57 @@ fn entropy() {
         "init: entropy is {}",
         if bytes == [0; 16] { "zero" } else { "there" }
     );
+}
+
+/// Reads, writes, discards and clears parts of the first disk, and finds that the second one cannot be written.
+fn disks() {
+    mount_at("devtmpfs", "/dev", "devtmpfs");
+    mount_at("sysfs", "/sys", "sysfs");
+    for disk in ["vda", "vdb"] {
+        let [serial, size, ro] = ["serial", "size", "ro"].map(|file| {
+            fs::read_to_string(format!("/sys/block/{disk}/{file}"))
+                .unwrap()
+                .trim()
+                .to_owned()
+        });
+        println!("init: {disk} is {serial} of {size} sectors, read-only {ro}");
+    }
+    let disk = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/vda")
+        .unwrap();
+    let mut words = [0; 16];
+    disk.read_exact_at(&mut words, 512).unwrap();
+    println!("init: the disk says {}", String::from_utf8_lossy(&words));
+    disk.write_all_at(&[0x5a; 1 << 20], 1 << 20).unwrap();
+    disk.sync_all().unwrap();
+    for (request, range) in [(DISCARD, [1_u64 << 20, 1 << 18]), (ZERO_OUT, [3 << 19, 1 << 16])] {
+        // SAFETY: Both requests read two numbers.
+        let result = unsafe { ioctl(disk.as_raw_fd(), request, range.as_ptr()) };
+        assert_eq!(result, 0, "{request:#x}: {}", std::io::Error::last_os_error());
+    }
+    drop(disk);
+    let second = fs::File::options().write(true).open("/dev/vdb").unwrap();
+    let refused = second.write_all_at(&[0; 512], 0).unwrap_err();
+    println!("init: writing to the second disk: {}", refused.kind());
+}
+
+/// Uses 16 MiB, frees them and waits for ever.
+fn memory() {
+    let mut bytes = vec![0_u8; 16 << 20];
+    for page in bytes.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    println!(
+        "init: {} pages are used",
+        bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>()
+    );
+    drop(bytes);
+    println!("init: they are free");
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
 }
 
 /// Reads and writes files of the directory shared as `share`.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use vmm::config::{SharedDirectory, VsockConfig};
+use vmm::config::{BlockDevice, SharedDirectory, VsockConfig};
 use vmm::status::ExitKind;
 
 use crate::cpio;
@@ -85,7 +85,7 @@ fn a_guest_with_two_vcpus_uses_every_device_and_restarts() {
     if kvm_is_missing() {
         return;
     }
-    let mut machine = machine("cpus entropy share vsock restart");
+    let mut machine = machine("cpus entropy disks share vsock restart");
     machine.config.vcpus = 2;
     let share = machine.path("share");
     fs::create_dir(&share).unwrap();
@@ -95,6 +95,20 @@ fn a_guest_with_two_vcpus_uses_every_device_and_restarts() {
         path: share.clone(),
         read_only: false,
     }];
+    let disks = ["first", "second"].map(|name| machine.path(name));
+    for disk in &disks {
+        fs::write(disk, b"an old disk says".repeat(1 << 17)).unwrap();
+    }
+    machine.config.block_devices = disks
+        .iter()
+        .zip([false, true])
+        .map(|(disk, read_only)| BlockDevice {
+            id: format!("disk{}", u8::from(read_only)),
+            path: disk.clone(),
+            read_only,
+            rate_limit: None,
+        })
+        .collect();
     machine.config.vsock = Some(VsockConfig {
         guest_cid: 3,
         socket: machine.path("vsock"),
@@ -124,6 +138,29 @@ fn a_guest_with_two_vcpus_uses_every_device_and_restarts() {
         "Is anybody there? yes"
     );
     assert_eq!(&host.join().unwrap(), b"ping");
+    for line in [
+        "init: vda is disk0 of 4096 sectors, read-only 0",
+        "init: vdb is disk1 of 4096 sectors, read-only 1",
+        "init: the disk says an old disk says",
+        "init: writing to the second disk: permission denied",
+    ] {
+        assert!(console.contains(line), "{line}\n{console}");
+    }
+    let [first, second] = disks.map(|disk| {
+        let bytes = fs::read(&disk).unwrap();
+        fs::remove_file(disk).unwrap();
+        bytes
+    });
+    let (old, new) = first.split_at(1 << 20);
+    assert!(old == b"an old disk says".repeat(1 << 16));
+    for (index, byte) in new.iter().enumerate() {
+        let expected = match index >> 16 {
+            0..4 | 8 => 0,
+            _ => 0x5a,
+        };
+        assert_eq!(*byte, expected, "byte {index} of the second MiB");
+    }
+    assert!(second == b"an old disk says".repeat(1 << 17));
     fs::remove_file(machine.path("vsock_1000")).unwrap();
     fs::remove_dir_all(share).unwrap();
     machine.assert_nothing_left();

@@ -406,4 +406,60 @@ mod tests {
         assert_eq!(sectors[1024..1028], [0, 0xa5, 0, 0xa5]);
         assert!(bytes[(1 << 19) + 1536..].iter().all(|byte| *byte == 0xa5));
     }
+
+    /// A block device that is `file`, and with it the handle that keeps it alive: it is gone when all are closed.
+    /// `None` where there are no loop devices to be had.
+    fn loop_device(file: &File) -> Option<(std::path::PathBuf, File)> {
+        const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+        const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+        const LO_FLAGS_AUTOCLEAR: u32 = 4;
+        let control = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/loop-control")
+            .ok()?;
+        // Another process may be faster with the one that is free.
+        for _ in 0..10 {
+            // SAFETY: The request takes no argument.
+            let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+            let path = std::path::PathBuf::from(format!("/dev/loop{number}"));
+            let device = File::options().read(true).write(true).open(&path).ok()?;
+            // `struct loop_config`: the descriptor first, the flags at byte 60.
+            let mut config = [0_u32; 76];
+            config[0] = file.as_raw_fd() as u32;
+            config[15] = LO_FLAGS_AUTOCLEAR;
+            // SAFETY: The request reads a structure of that size.
+            if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) } == 0 {
+                return Some((path, device));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_block_device_is_a_disk_too() {
+        let file = disk(0);
+        file.as_file().write_all_at(&[0xa5; 1 << 20], 0).unwrap();
+        let Some((path, _keeper)) = loop_device(file.as_file()) else {
+            eprintln!("SKIPPED: this host has no loop device for the test; nothing was tested");
+            return;
+        };
+        let backing = Backing::open(&path, false).unwrap();
+        assert_eq!((backing.sectors(), backing.logical_block()), (2048, 512));
+        assert!(backing.discards() && backing.writes_zeroes() && !backing.zeroes_by_discarding());
+        assert_eq!(refusal(&path, true), BackingError::Busy.to_string());
+        let bytes_of = |sectors: Range<u64>| sectors.start * SECTOR..sectors.end * SECTOR;
+        backing.discard(bytes_of(8..1032)).unwrap();
+        backing.write_zeroes(bytes_of(1040..1041), false).unwrap();
+        backing.write_zeroes(bytes_of(1042..1048), true).unwrap();
+        backing.flush().unwrap();
+        let bytes = fs::read(file.path()).unwrap();
+        for (sector, bytes) in bytes.chunks(512).enumerate() {
+            let gone = matches!(sector, 8..1032 | 1040 | 1042..1048);
+            let expected = if gone { 0 } else { 0xa5 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "sector {sector}");
+        }
+        let error = backing.discard(bytes_of(2047..2049)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
 }
