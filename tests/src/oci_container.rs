@@ -65,10 +65,12 @@ impl OciContainer {
     }
 
     /// Another container of the same root file system, under an id of its own and in the same root of states.
-    pub fn sibling(&self, name: &str, arguments: &[&str]) -> OciBundle {
+    pub fn sibling(&self, name: &str, arguments: &[&str], configure: impl FnOnce(&mut Value)) -> OciBundle {
         let sibling = self.containers.bundle(name, "true", |_| {});
         let path = sibling.folder.join("config.json");
-        std::fs::write(path, configuration(arguments).to_string()).expect("config.json");
+        let mut configuration = configuration(arguments);
+        configure(&mut configuration);
+        std::fs::write(path, configuration.to_string()).expect("config.json");
         sibling
     }
 

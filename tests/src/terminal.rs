@@ -44,6 +44,11 @@ impl Terminal {
         (terminal, child)
     }
 
+    /// Types.
+    pub fn write(&self, text: &str) {
+        rustix::io::write(&self.master, text.as_bytes()).expect("a terminal that takes a line");
+    }
+
     /// Changes its size, as a person drags a window.
     pub fn resize(&self, columns: u16, rows: u16) {
         let size = Winsize {

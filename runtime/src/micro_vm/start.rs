@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Instant;
 
-use container::ProcessIdentity;
+use container::{PodCgroup, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use vmm::config::{MachineConfig, SharedDirectory as MachineDirectory, VsockConfig};
@@ -38,6 +38,8 @@ pub struct NewMachine<'a> {
     pub size: MachineSize,
     /// Whose it is.
     pub life: Life<'a>,
+    /// Where its process is from its first instruction on; with us, if nothing is said.
+    pub cgroup: Option<&'a PodCgroup>,
 }
 
 /// How long a machine lives.
@@ -203,6 +205,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         files,
         size,
         life,
+        cgroup,
     } = new;
     let event_socket = files.host_port(protocol::ports::EVENT);
     let events = UnixPath::to(&event_socket)
@@ -234,7 +237,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         Life::OnItsOwn(write_down) => write_down(process),
         Life::WithUs | Life::ToBeSaved => Ok(()),
     };
-    let vmm = VmmProcess::spawn(&configuration.vmm, &machine, files, write_down)?;
+    let vmm = VmmProcess::spawn(&configuration.vmm, &machine, files, *cgroup, write_down)?;
     let ring = &files.console_ring();
     stage(Stage::Load, LOAD_DEADLINE, &vmm, ring, async {
         Ok(vmm.reached(Phase::FirstRun).await?)

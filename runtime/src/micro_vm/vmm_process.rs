@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use container::ProcessIdentity;
+use container::{CgroupError, PodCgroup, ProcessIdentity};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -78,6 +78,9 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// It could not be put into the pod's cgroup.
+    #[error("opening the pod's cgroup for the VMM")]
+    Cgroup(#[from] CgroupError),
     /// It could not be written down.
     #[error("writing down which process the VMM is")]
     WriteDown(#[source] io::Error),
@@ -94,6 +97,7 @@ impl VmmProcess {
         binary: &Path,
         config: &MachineConfig,
         files: &MachineFiles,
+        cgroup: Option<&PodCgroup>,
         write_down: impl FnOnce(ProcessIdentity) -> io::Result<()>,
     ) -> Result<Self, SpawnError> {
         let create = |path: &Path| {
@@ -102,7 +106,13 @@ impl VmmProcess {
                 source,
             })
         };
-        let mut child = Command::new(binary)
+        let entrance = cgroup.map(PodCgroup::entrance).transpose()?;
+        let mut command = Command::new(binary);
+        if let Some(entrance) = entrance {
+            // SAFETY: what runs between fork and execution writes to open files and does nothing else.
+            unsafe { command.pre_exec(move || entrance.enter()) };
+        }
+        let mut child = command
             .args(["--config", "-"])
             .env_clear()
             .current_dir(files.directory())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use container::{ContainerId, OciState, ProcessIdentity, Status};
+use container::{ContainerId, OciState, PodCgroup, ProcessIdentity, Status};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,8 @@ pub struct GuestContainer {
     pub owner: u32,
     /// The name of its folder among what the guest sees of the host.
     pub shared_folder: String,
+    /// Where its attendant is on the host, and its VMM if it founded its sandbox.
+    pub cgroup: PodCgroup,
     /// How far it has come.
     pub stage: Stage,
     /// Whether it is frozen.
@@ -122,6 +124,8 @@ impl GuestContainer {
 
 #[cfg(test)]
 mod tests {
+    use container::PodLimits;
+
     use super::*;
 
     fn container(stage: Stage, attendant: Option<ProcessIdentity>) -> GuestContainer {
@@ -135,6 +139,7 @@ mod tests {
             created_at: 1,
             owner: 0,
             shared_folder: "0".into(),
+            cgroup: PodCgroup::locate(None, &"web".parse().unwrap(), PodLimits::default()).unwrap(),
             stage,
             paused: false,
             attendant,

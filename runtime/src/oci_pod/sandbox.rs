@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use container::{ContainerId, ProcessIdentity};
+use container::{ContainerId, PodCgroup, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::micro_vm::MicroVm;
 use crate::micro_vm::boot::BootError;
 use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::start::{Life, NewMachine, StartRecord};
-use crate::sizing::{MachineSize, PodLimits, TooLarge, machine_size};
+use crate::sizing::{HOST_OVERHEAD_MIB, MachineSize, PodLimits, TooLarge, machine_size};
 
 /// The record's file in the first container's folder.
 const RECORD: &str = "sandbox.json";
@@ -78,6 +78,7 @@ impl PodSandbox {
     pub async fn start(
         configuration: &MicroVmConfiguration,
         folder: &Folder,
+        cgroup: &PodCgroup,
         config: &Value,
         of_a_pod: bool,
     ) -> Result<(Self, MicroVm), PodSandboxError> {
@@ -100,6 +101,7 @@ impl PodSandbox {
             files: &files,
             size: MachineSize { memory_mib, vcpus },
             life: Life::OnItsOwn(&write_down),
+            cgroup: Some(cgroup),
         };
         let hostname = config.get("hostname").and_then(Value::as_str).unwrap_or_default();
         let mut start = StartRecord::default();
@@ -110,6 +112,25 @@ impl PodSandbox {
         };
         folder.write(RECORD, &sandbox)?;
         Ok((sandbox, started))
+    }
+
+    /// What the machine of a container with this configuration may use of the host together with all that stands there for
+    /// it.
+    ///
+    /// # Errors
+    /// When the pod asks for more than a machine can have.
+    pub fn limits_on_host(config: &Value) -> Result<container::PodLimits, PodSandboxError> {
+        let size = machine_size(&limits(config))?;
+        let (quota, period) = cpu_time(config);
+        Ok(container::PodLimits {
+            memory: Some((u64::from(size.memory_mib) + HOST_OVERHEAD_MIB) << 20),
+            cpu_quota: quota,
+            cpu_period: period.filter(|_| quota.is_some()),
+            cpu_shares: config
+                .pointer("/linux/resources/cpu/shares")
+                .and_then(Value::as_u64)
+                .filter(|&shares| shares > 0),
+        })
     }
 
     /// The sandbox whose first container has this folder; `None` where there is none.
@@ -144,32 +165,46 @@ pub fn machine_files(folder: &Folder) -> MachineFiles {
 
 /// What the configuration lets the pod use: what whoever makes pods says of all its containers, or else this one's limits.
 fn limits(config: &Value) -> PodLimits {
-    let annotation = |name: &str| {
-        config
-            .get("annotations")?
-            .get(name)?
-            .as_str()?
-            .parse::<i64>()
-            .ok()
+    let millicpus = |(quota, period): (u64, u64)| {
+        u32::try_from(quota.saturating_mul(1000).div_ceil(period)).unwrap_or(u32::MAX)
     };
-    let resource = |pointer: &str| config.pointer(pointer).and_then(Value::as_i64);
-    // containerd's CRI plugin tells the sum of a pod's limits.
-    let memory =
-        annotation("io.kubernetes.cri.sandbox-memory").or_else(|| resource("/linux/resources/memory/limit"));
-    let quota =
-        annotation("io.kubernetes.cri.sandbox-cpu-quota").or_else(|| resource("/linux/resources/cpu/quota"));
-    let period = annotation("io.kubernetes.cri.sandbox-cpu-period")
-        .or_else(|| resource("/linux/resources/cpu/period"));
-    let positive = |number: i64| u64::try_from(number).ok().filter(|&number| number > 0);
+    let (quota, period) = cpu_time(config);
     PodLimits {
-        memory: memory.and_then(positive),
-        millicpus: quota
-            .and_then(positive)
-            .zip(period.and_then(positive))
-            .map(|(quota, period)| {
-                u32::try_from(quota.saturating_mul(1000).div_ceil(period)).unwrap_or(u32::MAX)
-            }),
+        memory: said(
+            config,
+            "io.kubernetes.cri.sandbox-memory",
+            "/linux/resources/memory/limit",
+        ),
+        millicpus: quota.zip(period).map(millicpus),
     }
+}
+
+/// The pod's quota of processor time in each period, and the period, in microseconds.
+fn cpu_time(config: &Value) -> (Option<u64>, Option<u64>) {
+    (
+        said(
+            config,
+            "io.kubernetes.cri.sandbox-cpu-quota",
+            "/linux/resources/cpu/quota",
+        ),
+        said(
+            config,
+            "io.kubernetes.cri.sandbox-cpu-period",
+            "/linux/resources/cpu/period",
+        ),
+    )
+}
+
+/// A limit as the annotation of containerd's CRI plugin says it of a whole pod, or else as the resources do; none where it
+/// is not positive.
+fn said(config: &Value, annotation: &str, resource: &str) -> Option<u64> {
+    let annotations = config.get("annotations");
+    let of_pod =
+        annotations.and_then(|annotations| annotations.get(annotation)?.as_str()?.parse::<i64>().ok());
+    let limit = of_pod.or_else(|| config.pointer(resource).and_then(Value::as_i64));
+    limit
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|&limit| limit > 0)
 }
 
 #[cfg(test)]

@@ -211,6 +211,7 @@ impl Prepared<'_> {
             files: &MachineFiles::of(&directory.machine()),
             size: machine_size(&limits).context("sizing the microVM")?,
             life: Life::WithUs,
+            cgroup: None,
         };
         let machine = MicroVm::start(&new, &record.id, &mut start)
             .await

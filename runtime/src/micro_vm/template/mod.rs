@@ -140,6 +140,7 @@ async fn build(
         files: &files,
         size,
         life: Life::ToBeSaved,
+        cgroup: None,
     };
     let _machine = start::boot(&new).await?;
     let save = Request::Snapshot {

@@ -3,10 +3,11 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use container::ProcessIdentity;
+use container::{CgroupError, PodCgroup, ProcessIdentity};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::WORD;
@@ -48,6 +49,9 @@ pub enum AttendantError {
         #[source]
         source: io::Error,
     },
+    /// It could not be put into the container's cgroup.
+    #[error("opening the container's cgroup for its attendant")]
+    Cgroup(#[from] CgroupError),
     /// The attendant ended without an answer.
     #[error("the attendant ended before it had made the process")]
     Silent,
@@ -66,9 +70,13 @@ impl Attendant {
     ///
     /// # Errors
     /// When it cannot be started, or the process not be made; nothing is left of either.
-    pub fn spawn(plan: &AttendantPlan, stdio: AttendantStdio) -> Result<Self, AttendantError> {
+    pub fn spawn(
+        plan: &AttendantPlan,
+        stdio: AttendantStdio,
+        cgroup: &PodCgroup,
+    ) -> Result<Self, AttendantError> {
         let (maker, theirs) = UnixStream::pair().map_err(step("make a socket for the attendant"))?;
-        let (mut child, identity) = execute(&theirs, stdio)?;
+        let (mut child, identity) = execute(&theirs, stdio, cgroup)?;
         drop(theirs);
         match ask(&maker, plan) {
             Ok(guest_pid) => Ok(Self {
@@ -107,7 +115,11 @@ impl Attendant {
     }
 }
 
-fn execute(theirs: &UnixStream, stdio: AttendantStdio) -> Result<(Child, ProcessIdentity), AttendantError> {
+fn execute(
+    theirs: &UnixStream,
+    stdio: AttendantStdio,
+    cgroup: &PodCgroup,
+) -> Result<(Child, ProcessIdentity), AttendantError> {
     let inheritable = theirs.as_raw_fd();
     // What our caller has open for itself is not the attendant's.
     container::close_on_exec_all_but_stdio_and(&mut [])
@@ -115,6 +127,9 @@ fn execute(theirs: &UnixStream, stdio: AttendantStdio) -> Result<(Child, Process
     fcntl_setfd(theirs, FdFlags::empty()).map_err(step("hand the attendant its socket"))?;
     let own = container::own_program_path().map_err(step("find this program"))?;
     let mut command = Command::new(own);
+    let entrance = cgroup.entrance()?;
+    // SAFETY: what runs between fork and execution writes to open files and does nothing else.
+    unsafe { command.pre_exec(move || entrance.enter()) };
     command.arg(WORD).arg(inheritable.to_string());
     if let AttendantStdio::Terminal(slave) = stdio {
         let copy = |end: &OwnedFd| end.try_clone().map_err(step("duplicate the terminal"));

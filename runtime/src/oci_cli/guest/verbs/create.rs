@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use container::{Bundle, HostHooks, OciState};
+use container::{Bundle, HostHooks, OciState, PodCgroup, PodLimits};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -114,11 +115,18 @@ impl Making<'_> {
         let mut record = self.record()?;
         record.write(self.folder)?;
         self.folder.write(CONFIGURATION, &self.config)?;
+        record.cgroup.make()?;
         let (sandbox, sandbox_folder) = match &self.membership {
             Membership::Founder { of_a_pod } => {
                 let started = event_loop()?.block_on(async {
-                    let (sandbox, machine) =
-                        PodSandbox::start(configuration, self.folder, &self.config, *of_a_pod).await?;
+                    let (sandbox, machine) = PodSandbox::start(
+                        configuration,
+                        self.folder,
+                        &record.cgroup,
+                        &self.config,
+                        *of_a_pod,
+                    )
+                    .await?;
                     // From here on its record is what it ends by.
                     machine.let_go();
                     Ok::<_, GuestError>(sandbox)
@@ -149,7 +157,7 @@ impl Making<'_> {
             ends_machine: self.membership == Membership::Founder { of_a_pod: false },
             has_terminal,
         };
-        let attendant = Attendant::spawn(&plan, stdio)?;
+        let attendant = Attendant::spawn(&plan, stdio, &record.cgroup)?;
         record.attendant = Some(attendant.identity());
         record.guest_pid = attendant.guest_pid();
         record.stage = Stage::Created;
@@ -197,6 +205,9 @@ impl Making<'_> {
                 }
             }
         }
+        if let Some(record) = GuestContainer::read(self.folder)? {
+            record.cgroup.remove()?;
+        }
         Ok(self.folder.remove()?)
     }
 
@@ -218,11 +229,23 @@ impl Making<'_> {
             created_at: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             owner: rustix::process::geteuid().as_raw(),
             shared_folder: unused_name().map_err(GuestError::EventLoop)?,
+            cgroup: self.cgroup()?,
             stage: Stage::Creating,
             paused: false,
             attendant: None,
             guest_pid: 0,
         })
+    }
+
+    /// The cgroup that the configuration names. The one of a container that founds its sandbox holds the machine too.
+    fn cgroup(&self) -> Result<PodCgroup, GuestError> {
+        let path = self.config.pointer("/linux/cgroupsPath").and_then(Value::as_str);
+        let limits = match &self.membership {
+            Membership::Founder { .. } => PodSandbox::limits_on_host(&self.config)?,
+            Membership::Member(_) => PodLimits::default(),
+        };
+        let path = path.filter(|path| !path.is_empty()).map(Path::new);
+        Ok(PodCgroup::locate(path, &self.creation.id, limits)?)
     }
 
     /// What the configuration says that is also part of the container's state.

@@ -53,6 +53,7 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
         Some(sandbox) => sandbox.kill()?,
         None => delete_from_pod(&found.container, &found.sandbox_folder)?,
     }
+    found.container.cgroup.remove()?;
     run_poststop_hooks(&found.container, found.folder.path(), log);
     Ok(found.folder.remove()?)
 }

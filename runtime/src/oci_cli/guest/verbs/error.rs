@@ -1,6 +1,6 @@
 //! Why a verb failed behind the microVM wall.
 
-use container::{ConsoleSocketError, ContainerId, HookError, PidFileError, SpecError, Status};
+use container::{CgroupError, ConsoleSocketError, ContainerId, HookError, PidFileError, SpecError, Status};
 
 use crate::configuration::ConfigurationError;
 use crate::kvm::KvmUnusable;
@@ -36,6 +36,9 @@ pub enum GuestError {
     /// Its files could not be taken from the guest.
     #[error("withdrawing the container's files")]
     Withdraw(#[from] ShareError),
+    /// Its cgroup on the host could not be made or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Its sandbox could not be had.
     #[error(transparent)]
     Sandbox(#[from] PodSandboxError),

@@ -60,7 +60,7 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
         ends_machine: false,
         has_terminal: terminal.is_some(),
     };
-    let attendant = Attendant::spawn(&plan, stdio).map_err(GuestError::from)?;
+    let attendant = Attendant::spawn(&plan, stdio, &found.container.cgroup).map_err(GuestError::from)?;
     let identity = attendant.identity();
     let terminal = match (terminal, &arguments.console_socket) {
         (Some(master), Some(socket)) => {

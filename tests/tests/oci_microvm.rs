@@ -1,0 +1,349 @@
+//! `bulkhead-oci` behind the microVM wall: attendants, pods, and what is left when one of the processes dies.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test they are assertions"
+)]
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tests::oci_container::OciContainer;
+use tests::terminal::Terminal;
+use tests::{Finished, Wall, finish};
+
+fn behind_microvm(arguments: &[&str]) -> Option<OciContainer> {
+    OciContainer::behind(Wall::MicroVm, arguments)
+}
+
+fn idle() -> Option<OciContainer> {
+    behind_microvm(&["sleep", "600"])
+}
+
+fn create(bundle: &OciContainer) {
+    bundle.on("create", &["--bundle", "."]).expect(0);
+    assert_eq!(bundle.status(), "created");
+}
+
+fn start(bundle: &OciContainer) {
+    create(bundle);
+    bundle.on("start", &[]).expect(0);
+    assert_eq!(bundle.status(), "running");
+}
+
+fn delete(bundle: &OciContainer) {
+    bundle.on("delete", &["--force"]).expect(0);
+}
+
+/// The emulated kernel of a guest takes its time.
+#[track_caller]
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn state_of(bundle: &OciContainer) -> Value {
+    serde_json::from_str(&bundle.on("state", &[]).expect(0).stdout).unwrap()
+}
+
+fn attendant(bundle: &OciContainer) -> Pid {
+    let pid = state_of(bundle)["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+/// The VMM, as it is written down in the container's folder.
+fn vmm(bundle: &OciContainer) -> Pid {
+    let path = bundle
+        .scratch()
+        .join("states")
+        .join(bundle.id())
+        .join("sandbox.json");
+    let record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let pid = record["machine"]["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+fn is_alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.rsplit_once(") ").unwrap().1.starts_with('Z'))
+}
+
+#[test]
+fn run_ends_as_its_program_does_and_leaves_nothing() {
+    let script = "echo out; echo err >&2; uname -r; exit 7";
+    let Some(mut bundle) = behind_microvm(&["sh", "-c", script]) else {
+        return;
+    };
+    let Finished { code, stdout, stderr } = bundle.on("run", &[]);
+    assert_eq!((code, &*stderr), (7, "err\n"));
+    assert!(
+        stdout.starts_with("out\n") && stdout.contains("-bulkhead"),
+        "{stdout}"
+    );
+    for (program, code) in [("nowhere", 127), ("/bin", 126)] {
+        bundle.config["process"]["args"] = json!([program]);
+        bundle.on("run", &[]).expect(code).complains_of(&[program]);
+    }
+}
+
+#[test]
+fn a_container_lives_through_every_verb() {
+    let Some(mut bundle) = idle() else { return };
+    bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
+    let pid_file = bundle.scratch().join("pid");
+    bundle
+        .on(
+            "create",
+            &["--bundle", ".", "--pid-file", pid_file.to_str().unwrap()],
+        )
+        .expect(0);
+    assert_eq!(bundle.status(), "created");
+    assert_eq!(
+        fs::read_to_string(pid_file).unwrap(),
+        attendant(&bundle).as_raw_nonzero().to_string()
+    );
+    bundle.on("start", &[]).expect(0);
+    assert_eq!(bundle.status(), "running");
+    bundle
+        .on("start", &[])
+        .expect(1)
+        .complains_of(&["is running", "created"]);
+
+    let id = bundle.id();
+    let options = ["--cwd", "/tmp", "--env", "ONE=1", "--user", "5:6"];
+    let script = "hostname; pwd; echo $ONE; id -u; id -g; cat; exit 9";
+    let mut exec = bundle.command("exec");
+    exec.args(options).args([&id, "sh", "-c", script]);
+    exec.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = exec.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(9));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "bulkhead\n/tmp\n1\n5\n6\ntyped\n"
+    );
+    bundle.oci("exec", &[&id, "nowhere"]).expect(127);
+
+    let listed = bundle.on("ps", &["--format", "json"]).expect(0).stdout;
+    assert_eq!(
+        serde_json::from_str::<Vec<u32>>(&listed).unwrap().len(),
+        1,
+        "{listed}"
+    );
+    let table = bundle.on("ps", &[]).expect(0).stdout;
+    assert!(table.contains("sleep 600"), "{table}");
+    let measured = bundle.on("events", &["--stats"]).expect(0).stdout;
+    let measured: Value = serde_json::from_str(&measured).unwrap();
+    assert_eq!(measured["type"], "stats");
+    assert_eq!(measured["data"]["memory"]["usage"]["limit"], 64 << 20);
+    bundle.on("update", &["--memory", "48M"]).expect(0);
+    let measured = bundle.on("events", &["--stats"]).expect(0).stdout;
+    let measured: Value = serde_json::from_str(&measured).unwrap();
+    assert_eq!(measured["data"]["memory"]["usage"]["limit"], 48 << 20);
+
+    bundle.on("pause", &[]).expect(0);
+    assert_eq!(bundle.status(), "paused");
+    bundle.on("resume", &[]).expect(0);
+    assert_eq!(bundle.status(), "running");
+    let listed = bundle.oci("list", &[]).expect(0).stdout;
+    assert!(listed.contains(&id) && listed.contains("running"), "{listed}");
+
+    bundle.on("delete", &[]).expect(1).complains_of(&["is running"]);
+    let machine = vmm(&bundle);
+    bundle.on("kill", &["KILL"]).expect(0);
+    wait_until(|| bundle.status() == "stopped");
+    // The machine ended with its only container.
+    wait_until(|| !is_alive(machine));
+    bundle
+        .oci("exec", &[&id, "true"])
+        .expect(1)
+        .complains_of(&["is stopped"]);
+    bundle.on("delete", &[]).expect(0);
+    bundle
+        .on("state", &[])
+        .expect(1)
+        .complains_of(&["does not exist"]);
+    bundle.on("delete", &["--force"]).expect(0);
+}
+
+#[test]
+fn whatever_dies_the_others_notice_and_delete_cleans_up() {
+    let Some(bundle) = idle() else { return };
+    for victim in [attendant, vmm] {
+        start(&bundle);
+        let (attendant, machine) = (attendant(&bundle), vmm(&bundle));
+        kill_process(victim(&bundle), Signal::KILL).unwrap();
+        let begun = Instant::now();
+        wait_until(|| bundle.status() == "stopped");
+        wait_until(|| !is_alive(attendant));
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        bundle.on("delete", &[]).expect(0);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(!is_alive(machine));
+    }
+}
+
+#[test]
+fn a_creation_that_is_killed_leaves_nothing_that_delete_does_not_find() {
+    let Some(bundle) = idle() else { return };
+    // The template is built by the first.
+    create(&bundle);
+    delete(&bundle);
+    for milliseconds in [3, 20, 60, 150, 400, 900, 1500] {
+        let mut creation = bundle.command("create");
+        let id = bundle.id();
+        let log = tempfile::tempfile().unwrap();
+        creation
+            .args(["--bundle", ".", &id])
+            .stderr(log.try_clone().unwrap());
+        let mut creation = creation.stdout(log).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        creation.kill().unwrap();
+        creation.wait().unwrap();
+        let begun = Instant::now();
+        delete(&bundle);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn what_a_terminal_shows_comes_through_and_its_size_goes_in() {
+    let script = "until [ \"$(stty size)\" = '37 101' ]; do sleep 0.1; done; tty; stty size; read line; echo got $line";
+    let Some(mut bundle) = behind_microvm(&["sh", "-c", script]) else {
+        return;
+    };
+    bundle.config["process"]["terminal"] = json!(true);
+    let mut run = bundle.command("run");
+    run.arg(bundle.id());
+    let (terminal, mut child) = Terminal::run(&mut run, 101, 37);
+    terminal.write("typed\n");
+    let shown = terminal.read_to_end();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}");
+    for text in ["/dev/pts/0", "37 101", "got typed"] {
+        assert!(shown.contains(text), "{text:?} is missing from: {shown}");
+    }
+}
+
+#[test]
+fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
+    let Some(mut bundle) = idle() else { return };
+    bundle.config["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "sandbox",
+        "io.kubernetes.cri.sandbox-id": bundle.id(),
+    });
+    start(&bundle);
+    let machine = vmm(&bundle);
+    let annotations = json!({
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": bundle.id(),
+    });
+    let ipc = format!("/proc/{}/ns/ipc", attendant(&bundle).as_raw_nonzero());
+    let sibling = bundle.sibling(
+        "two",
+        &["sh", "-c", "hostname; ls /proc/sysvipc; sleep 600"],
+        |config| {
+            config["annotations"] = annotations;
+            for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+                if namespace["type"] == "ipc" {
+                    namespace["path"] = json!(ipc);
+                }
+            }
+        },
+    );
+    let folder = sibling.folder.to_str().unwrap();
+    for _ in 0..2 {
+        bundle.oci("create", &["--bundle", folder, &sibling.id]).expect(0);
+        bundle.oci("start", &[&sibling.id]).expect(0);
+        let inside = |id: &str, what: &str| {
+            let link = bundle.oci("exec", &[id, "readlink", what]).expect(0).stdout;
+            assert!(!link.is_empty());
+            link
+        };
+        for (shared, what) in [(true, "net"), (true, "ipc"), (false, "pid"), (false, "mnt")] {
+            let path = format!("/proc/self/ns/{what}");
+            let same = inside(&bundle.id(), &path) == inside(&sibling.id, &path);
+            assert_eq!(same, shared, "{what}");
+        }
+        bundle.oci("delete", &["--force", &sibling.id]).expect(0);
+        assert!(is_alive(machine));
+        assert_eq!(bundle.status(), "running");
+    }
+    bundle.oci("create", &["--bundle", folder, &sibling.id]).expect(0);
+    // The first one's end is the pod's.
+    delete(&bundle);
+    wait_until(|| {
+        let state = bundle.oci("state", &[&sibling.id]).expect(0).stdout;
+        state.contains("stopped")
+    });
+    bundle.oci("delete", &[&sibling.id]).expect(0);
+}
+
+#[test]
+fn what_a_virtual_machine_cannot_give_is_refused_with_its_reason() {
+    let Some(mut bundle) = idle() else { return };
+    let good = bundle.config.clone();
+    let socket = bundle.scratch().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let cases: [(&str, Value, &str); 4] = [
+        (
+            "/linux/namespaces",
+            json!([{ "type": "pid" }, { "type": "mount" }]),
+            "would have the host's network",
+        ),
+        (
+            "/mounts/0",
+            json!({ "destination": "/s", "type": "bind", "source": socket }),
+            "mounts[0].source",
+        ),
+        (
+            "/hooks",
+            json!({ "createContainer": [{ "path": "/bin/true" }] }),
+            "hooks.createContainer",
+        ),
+        (
+            "/linux/seccomp",
+            json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent" }),
+            "linux.seccomp.listenerPath",
+        ),
+    ];
+    for (pointer, value, complaint) in cases {
+        bundle.config = good.clone();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match bundle.config.pointer_mut(parent).unwrap() {
+            Value::Array(items) => items[0] = value,
+            parent => parent[name] = value,
+        }
+        bundle
+            .on("create", &["--bundle", "."])
+            .expect(1)
+            .complains_of(&[complaint]);
+    }
+    bundle.config = good;
+    let with_descriptor = ["--bundle", ".", "--preserve-fds", "1"];
+    let mut create = bundle.command("create");
+    create.args(with_descriptor).arg(bundle.id());
+    // Descriptor 3 is the shell's to hand down.
+    let line: Vec<_> = std::iter::once(create.get_program())
+        .chain(create.get_args())
+        .map(|word| word.to_str().unwrap().to_owned())
+        .collect();
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", "exec 3</dev/null; exec \"$@\"", "sh"])
+        .args(line)
+        .current_dir(bundle.folder());
+    finish(&mut shell)
+        .expect(1)
+        .complains_of(&["--preserve-fds", "shared-kernel"]);
+}
