@@ -17,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use crate::kernel::pidfd::wait_for_end;
 use crate::kernel::signal_disposition;
 use crate::plan::Hook;
+use crate::process::describe_end;
 use crate::state::OciState;
 
 /// What a failed hook said is quoted up to this many bytes, from its end.
@@ -139,7 +140,7 @@ fn run(hook: &Hook, state: &OciState, default: DefaultEnvironment<'_>) -> Result
     };
     match wait(&mut child, hook.timeout).map_err(step("wait for it"))? {
         Some(status) if status.success() => Ok(()),
-        Some(status) => Err(failed(describe(status), &mut output)),
+        Some(status) => Err(failed(describe_end(status.code(), status.signal()), &mut output)),
         None => {
             let seconds = hook.timeout.unwrap_or_default();
             let how = format!("did not end within its timeout of {seconds} s and was killed");
@@ -184,14 +185,6 @@ fn wait(child: &mut Child, timeout: Option<u64>) -> io::Result<Option<ExitStatus
     }
     let status = child.wait()?;
     Ok(ended?.then_some(status))
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with code {code}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
-        (None, None) => "ended".to_owned(),
-    }
 }
 
 /// The end of what the hook said, as part of a message. What cannot be read is not said.

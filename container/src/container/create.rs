@@ -2,10 +2,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, WaitIdStatus, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::between::fork_by_process_between;
 use super::console::send_terminal;
@@ -112,6 +113,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         record,
         terminal,
         warnings: [plan.warnings, warnings].concat(),
+        configuration: OnceLock::new(),
     })
 }
 
@@ -377,7 +379,10 @@ impl Creation<'_> {
         let Some(child) = &self.child else {
             return "was never made".to_owned();
         };
-        describe(maker::wait_for(child).ok().flatten())
+        let status = maker::wait_for(child).ok().flatten();
+        let code = status.as_ref().and_then(|status| status.exit_status());
+        let signal = status.as_ref().and_then(|status| status.terminating_signal());
+        process::describe_end(code, signal)
     }
 
     /// Removes whatever was made, after `error`.
@@ -426,18 +431,6 @@ impl Creation<'_> {
                 source: Box::new(error),
             },
         }
-    }
-}
-
-fn describe(status: Option<WaitIdStatus>) -> String {
-    match status {
-        Some(status) => match (status.terminating_signal(), status.exit_status()) {
-            (Some(signal), _) => format!("was killed by signal {signal}"),
-            (None, Some(code)) => format!("ended with code {code}"),
-            (None, None) => "ended".to_owned(),
-        },
-        // Somebody else waited for it first.
-        None => "ended".to_owned(),
     }
 }
 

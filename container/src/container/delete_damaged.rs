@@ -1,6 +1,7 @@
 //! `delete` of a container of which the record cannot be read, or only in parts.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub fn delete_damaged(state_root: &Path, id: &ContainerId) -> Result<Vec<String>
         record: Record::default(),
         terminal: None,
         warnings: Vec::new(),
+        configuration: OnceLock::new(),
     };
     match container.directory.read() {
         Err(StateError::Damaged { .. }) => {}
@@ -80,7 +82,7 @@ fn member<T: DeserializeOwned>(record: &Value, name: &str) -> Option<T> {
 
 /// Where the configuration placed the cgroups. By now that may be another's place, so nothing is removed there.
 fn configured_place(container: &Container) -> Option<std::path::PathBuf> {
-    let configuration = container.directory.read_configuration().ok()?;
+    let configuration = container.configuration().ok()?;
     let plan = CgroupPlan::new(configuration.linux().as_ref()?, &container.id).ok()?;
     Some(plan.path)
 }

@@ -208,8 +208,7 @@ impl Executed {
 impl Container {
     /// The process that the container's configuration describes, to be changed and given to [`exec`](Self::exec).
     pub fn configured_process(&self) -> Result<Process, ExecError> {
-        let configuration = self.directory.read_configuration()?;
-        let process = configuration.process().clone();
+        let process = self.configuration()?.process().clone();
         Ok(process.ok_or_else(|| SpecError::missing("process"))?)
     }
 
@@ -227,7 +226,7 @@ impl Container {
     ///
     /// Like [`create`](crate::create) it forks, and refuses to with a second thread.
     pub fn exec(&self, options: ExecOptions<'_>) -> Result<Executed, ExecError> {
-        let configuration = self.directory.read_configuration()?;
+        let configuration = self.configuration()?;
         let process = ProcessPlan::new(options.process)?;
         let linux = configuration.linux().as_ref();
         let linux = linux.ok_or_else(|| SpecError::missing("linux"))?;

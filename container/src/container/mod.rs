@@ -25,6 +25,9 @@ mod update;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::OnceLock;
+
+use oci_spec::runtime::Spec;
 
 pub use console::{ConsoleSocketError, send_terminal};
 pub use create::create;
@@ -54,6 +57,8 @@ pub struct Container {
     record: Record,
     terminal: Option<OwnedFd>,
     warnings: Vec<String>,
+    /// As it was at creation, once it was read: it does not change.
+    configuration: OnceLock<Spec>,
 }
 
 impl Container {
@@ -68,7 +73,17 @@ impl Container {
             record,
             terminal: None,
             warnings: Vec::new(),
+            configuration: OnceLock::new(),
         })
+    }
+
+    /// The configuration that it was created with.
+    fn configuration(&self) -> Result<&Spec, StateError> {
+        if let Some(configuration) = self.configuration.get() {
+            return Ok(configuration);
+        }
+        let configuration = self.directory.read_configuration()?;
+        Ok(self.configuration.get_or_init(|| configuration))
     }
 
     /// Its id.

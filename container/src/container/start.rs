@@ -138,7 +138,7 @@ impl Container {
             id: self.id.to_string(),
             source,
         };
-        let agent = AgentPlan::configured(&self.directory.read_configuration()?);
+        let agent = AgentPlan::configured(self.configuration()?);
         let agent = agent.ok_or_else(|| unreachable(Errno::BADMSG.into()))?;
         let process = self.pidfd().map_err(unreachable)?;
         let (Some(process), Some(pid)) = (process, self.pid()) else {

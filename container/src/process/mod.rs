@@ -3,6 +3,7 @@
 
 pub(crate) mod channel;
 mod command;
+mod ending;
 mod environment;
 mod execution;
 mod filter;
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 pub use command::CommandFailure;
+pub(crate) use ending::describe_end;
 pub(crate) use execution::{execute_under, schedule_made};
 pub(crate) use identity::{
     become_root_of_user_namespace, hide_memory, make_working_directory, open_working_directory,
