@@ -19,7 +19,9 @@ crate::tests!(
     every_flag_is_taken,
     a_32_bit_call_has_its_own_rules,
     a_joining_process_is_filtered,
+    a_joining_process_may_be_forbidden_what_its_making_takes,
     an_agent_decides_about_a_call,
+    an_agent_decides_about_a_call_among_others,
     an_agent_may_get_every_call_there_is,
     an_agent_hears_of_a_joining_process,
     a_listener_that_cannot_be_taken_is_told,
@@ -288,6 +290,39 @@ fn a_joining_process_is_filtered() {
     wait(&container);
 }
 
+/// Then the process loads its filter itself.
+fn a_joining_process_may_be_forbidden_what_its_making_takes() {
+    for name in ["clone", "setsid", "exit_group", "prlimit64"] {
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": [name, "mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EXDEV }
+        ]});
+        let mut bundle = TestBundle::command(&["/bin/sleep", "60"]);
+        bundle.config["linux"]["seccomp"] = profile;
+        bundle.config["process"]["noNewPrivileges"] = false.into();
+        let (stdio, _output) = files(&bundle.folder);
+        let mut container = bundle.create(stdio).unwrap();
+        container.start().unwrap();
+        let mut process = serde_json::to_value(container.configured_process().unwrap()).unwrap();
+        process["args"] = json!(["/bin/mkdir", "/dev/shm/a"]);
+        process["rlimits"] = json!([{ "type": "RLIMIT_NPROC", "soft": 100, "hard": 100 }]);
+        let process = serde_json::from_value(process).unwrap();
+        let folder = bundle.folder.join("exec");
+        std::fs::create_dir(&folder).unwrap();
+        let (stdio, output) = files(&folder);
+        let executed = container
+            .exec(ExecOptions::new(&process).stdio(stdio))
+            .unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+        let outcome = output.outcome(executed.wait().unwrap());
+        assert!(
+            outcome.stderr.contains("cross-device link"),
+            "{name}: {outcome:?}"
+        );
+        container.delete(true).unwrap();
+        wait(&container);
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
+}
+
 fn handing_on(agent: &Agent, names: Value) -> Value {
     json!({
         "defaultAction": "SCMP_ACT_ALLOW",
@@ -298,12 +333,32 @@ fn handing_on(agent: &Agent, names: Value) -> Value {
 }
 
 fn an_agent_decides_about_a_call() {
+    an_agent_decides(|_| {});
+}
+
+/// Where the process that loads the filter is made by another one.
+fn an_agent_decides_about_a_call_among_others() {
+    let sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    let mut sleeping = sleeper.create(container::Stdio::Inherit).unwrap();
+    sleeping.start().unwrap();
+    let path = format!("/proc/{}/ns/pid", sleeping.pid().unwrap());
+    an_agent_decides(|bundle| {
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+        let pid = namespaces.iter_mut().find(|namespace| namespace["type"] == "pid");
+        pid.unwrap()["path"] = path.as_str().into();
+    });
+    sleeping.delete(true).unwrap();
+    wait(&sleeping);
+}
+
+fn an_agent_decides(change: impl Fn(&mut TestBundle)) {
     for (no_new_privileges, status) in [(true, "created"), (false, "creating")] {
         let mut bundle = TestBundle::shell("mkdir /dev/shm/a || mkdir /dev/shm/b && echo made; ls /dev/shm");
         let agent = Agent::listen(&bundle.folder);
         bundle.config["linux"]["seccomp"] = handing_on(&agent, json!(["mkdir", "mkdirat"]));
         bundle.config["process"]["noNewPrivileges"] = no_new_privileges.into();
         bundle.config["annotations"] = json!({ "key": "value" });
+        change(&mut bundle);
         let (stdio, output) = files(&bundle.folder);
         let mut container = bundle
             .create(stdio)
