@@ -358,7 +358,7 @@ impl Creation<'_> {
             return Err(CreateError::step("find the agent for a listener")(Errno::BADMSG));
         };
         match seccomp_agent::hand_over(agent, &self.state, child.as_fd(), pid, number) {
-            Ok(()) => channel.let_go_on().map_err(CreateError::step(LET_GO_ON)),
+            Ok(()) => channel.let_go_on_if_there().map_err(CreateError::step(LET_GO_ON)),
             // What comes next from it is the reason, or nothing.
             Err(error) if error.process_ended() => Ok(()),
             Err(error) => Err(error.into()),

@@ -421,7 +421,7 @@ impl Executed {
         match (receive()?, agent) {
             (Some(Report::Listener { number }), Some((agent, state))) => {
                 match seccomp_agent::hand_over(agent, state, self.pidfd.as_fd(), self.pid, number) {
-                    Ok(()) => channel.let_go_on().map_err(ExecError::step(LET_GO_ON))?,
+                    Ok(()) => channel.let_go_on_if_there().map_err(ExecError::step(LET_GO_ON))?,
                     Err(error) if error.process_ended() => {
                         return receive()?.ok_or(error.into()).map(Some);
                     }

@@ -108,7 +108,11 @@ impl Container {
                     _ => error,
                 });
             }
-            send(&socket, &[1], SendFlags::NOSIGNAL).map_err(unreachable)?;
+            match send(&socket, &[1], SendFlags::NOSIGNAL) {
+                // It ended meanwhile, and what it said last is still to be heard.
+                Ok(_) | Err(Errno::PIPE) => {}
+                Err(errno) => return Err(unreachable(errno)),
+            }
             report = receive(&socket).map_err(unreachable)?;
         }
         self.directory.forget_start()?;
@@ -180,7 +184,8 @@ fn receive(socket: &OwnedFd) -> Result<Option<Report>, Errno> {
     let mut packet = vec![0; 32 << 10];
     loop {
         match recv(socket, &mut packet, RecvFlags::empty()) {
-            Err(Errno::INTR) => {}
+            // The latter is told once, before the last words of a process that did not hear ours.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             result => return Ok(Report::decode(packet.get(..result?.0).unwrap_or_default())),
         }
     }

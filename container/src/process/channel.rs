@@ -106,6 +106,14 @@ impl CallerChannel {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
     }
 
+    /// The same where the process may have ended meanwhile: what it said last is still to be heard.
+    pub(crate) fn let_go_on_if_there(&self) -> Result<(), Errno> {
+        match self.let_go_on() {
+            Err(Errno::PIPE) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Waits for the report; none when the process died without one.
     pub(crate) fn receive(&self) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
         let mut packet = vec![0; PACKET_LIMIT];
@@ -118,7 +126,8 @@ impl CallerChannel {
                 &mut ancillary,
                 RecvFlags::CMSG_CLOEXEC,
             ) {
-                Err(Errno::INTR) => {}
+                // The latter is told once, before the last words of a process that did not hear ours.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT),
                 result => break result?,
             }
