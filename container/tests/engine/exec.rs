@@ -27,6 +27,7 @@ crate::tests!(
     a_process_that_is_looked_into_has_nothing_to_take,
     limits_of_processes_count_the_program_alone,
     a_container_that_left_its_namespaces_is_not_followed,
+    a_container_with_as_many_processes_as_it_may_have_takes_none,
 );
 
 /// A container that does nothing until it is told to end.
@@ -424,4 +425,24 @@ fn a_container_that_left_its_namespaces_is_not_followed() {
         );
         end(container);
     }
+}
+
+/// The one that makes the program's process counts too, until it has.
+fn a_container_with_as_many_processes_as_it_may_have_takes_none() {
+    let mut bundle = idle();
+    bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 2 });
+    let container = running(&bundle);
+    let process = process(&container, &["/bin/sleep", "60"], |_| {});
+    let error = chain(&exec(&bundle, &container, &process).unwrap_err());
+    assert!(
+        error.contains("has as many as it, or its user, may have"),
+        "{error}"
+    );
+    end(container);
+
+    let mut bundle = TestBundle::named("-roomy", &["/bin/sleep", "60"]);
+    bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 3 });
+    let container = running(&bundle);
+    assert_eq!(shell(&bundle, &container, "exit 6").code, 6);
+    end(container);
 }
