@@ -100,7 +100,7 @@ fn entropy() {
 
 /// Reads, writes, discards and clears parts of the first disk, and finds that the second one cannot be written.
 fn disks() {
-    mount_at("devtmpfs", "/dev", "devtmpfs");
+    mount_at("devtmpfs", "/devices", "devtmpfs");
     mount_at("sysfs", "/sys", "sysfs");
     for disk in ["vda", "vdb"] {
         let [serial, size, ro] = ["serial", "size", "ro"].map(|file| {
@@ -114,7 +114,7 @@ fn disks() {
     let disk = fs::File::options()
         .read(true)
         .write(true)
-        .open("/dev/vda")
+        .open("/devices/vda")
         .unwrap();
     let mut words = [0; 16];
     disk.read_exact_at(&mut words, 512).unwrap();
@@ -127,7 +127,7 @@ fn disks() {
         assert_eq!(result, 0, "{request:#x}: {}", std::io::Error::last_os_error());
     }
     drop(disk);
-    let second = fs::File::options().write(true).open("/dev/vdb").unwrap();
+    let second = fs::File::options().write(true).open("/devices/vdb").unwrap();
     let refused = second.write_all_at(&[0; 512], 0).unwrap_err();
     println!("init: writing to the second disk: {}", refused.kind());
 }
