@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::devices::rate_limiter::RateLimit;
+use crate::devices::rate_limiter::{BurstWithoutRate, RateLimit};
 use crate::memory::layout;
 
 /// The longest file system tag: virtio-fs has 36 bytes for it (virtio 1.2, section 5.11.4).
@@ -205,6 +205,15 @@ pub enum ConfigError {
         /// The disk.
         path: PathBuf,
     },
+    /// A rate limit that says less than it seems to.
+    #[error("the rate limit of the disk {}", .path.display())]
+    DiskRateLimit {
+        /// The disk.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: BurstWithoutRate,
+    },
     /// One name for two disks.
     #[error("two disks have the id {id:?}")]
     SameDiskId {
@@ -321,7 +330,16 @@ impl MachineConfig {
             return Err(ConfigError::BlockDevices { count, directories });
         }
         let mut ids = HashSet::new();
-        for BlockDevice { id, path, .. } in &self.block_devices {
+        for BlockDevice {
+            id, path, rate_limit, ..
+        } in &self.block_devices
+        {
+            if let Some(limit) = rate_limit {
+                limit.validate().map_err(|source| ConfigError::DiskRateLimit {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
             if id.len() > MAX_DISK_ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(ConfigError::DiskId {
                     id: id.clone(),
@@ -521,5 +539,22 @@ mod tests {
             );
         }
         assert_eq!(error(&["data", "data"]), "two disks have the id \"data\"");
+    }
+
+    #[test]
+    fn a_rate_limit_with_a_burst_alone_is_refused_with_its_disk() {
+        let limit = RateLimit {
+            burst_bytes: std::num::NonZeroU64::new(1),
+            ..RateLimit::default()
+        };
+        let limited = BlockDevice {
+            rate_limit: Some(limit),
+            ..disk("")
+        };
+        let error = refusal(&MachineConfig {
+            block_devices: vec![limited],
+            ..config()
+        });
+        assert_eq!(error, "the rate limit of the disk /disk");
     }
 }

@@ -26,6 +26,45 @@ pub struct RateLimit {
     pub burst_operations: Option<NonZeroU64>,
 }
 
+/// A rate limit that says less than it seems to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{burst} limits nothing without {rate}")]
+pub struct BurstWithoutRate {
+    burst: &'static str,
+    rate: &'static str,
+}
+
+impl RateLimit {
+    /// Checks that each burst is one of a rate.
+    ///
+    /// # Errors
+    /// When one is not.
+    pub fn validate(&self) -> Result<(), BurstWithoutRate> {
+        for (burst, burst_name, rate, rate_name) in [
+            (
+                self.burst_bytes,
+                "burst_bytes",
+                self.bytes_per_second,
+                "bytes_per_second",
+            ),
+            (
+                self.burst_operations,
+                "burst_operations",
+                self.operations_per_second,
+                "operations_per_second",
+            ),
+        ] {
+            if burst.is_some() && rate.is_none() {
+                return Err(BurstWithoutRate {
+                    burst: burst_name,
+                    rate: rate_name,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A rate limit and what is left of it.
 #[derive(Debug)]
 pub struct RateLimiter {
@@ -247,6 +286,21 @@ mod tests {
         let mut limiter = RateLimiter::new(bytes(1, Some(u64::MAX)), now);
         assert_eq!(limiter.take(now, u64::MAX), Ok(()));
         assert_eq!(limiter.take(now, u64::MAX), Err(Duration::from_nanos(u64::MAX)));
+    }
+
+    #[test]
+    fn a_burst_without_a_rate_is_refused_by_name() {
+        let limit = RateLimit {
+            burst_operations: NonZeroU64::new(1),
+            ..bytes(1, Some(1))
+        };
+        let error = limit.validate().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "burst_operations limits nothing without operations_per_second"
+        );
+        bytes(1, Some(1)).validate().unwrap();
+        RateLimit::default().validate().unwrap();
     }
 
     #[test]
