@@ -31,7 +31,8 @@ use crate::devices::virtio::worker::{Poller, Service, Worker, WorkerError};
 pub(super) const QUEUE_SIZES: [u16; 1] = [MAX_SEGMENTS as u16 + 2];
 
 /// Requests that are served, and bytes that are moved, before the guest hears of it and the thread looks whether it is
-/// to pause. Each interrupt costs the guest more than a small request costs the host.
+/// to pause; sooner after a request that may have taken the disk long. Each interrupt costs the guest more than a small
+/// request costs the host.
 const ROUND_REQUESTS: usize = 32;
 const ROUND_BYTES: u64 = 1 << 20;
 
@@ -257,8 +258,9 @@ fn serve_round(
 ) -> Result<Option<Duration>, QueueError> {
     queue.pause_notifications()?;
     let mut moved = 0;
+    let mut was_slow = false;
     for _ in 0..ROUND_REQUESTS {
-        if moved >= ROUND_BYTES {
+        if moved >= ROUND_BYTES || was_slow {
             break;
         }
         let Some(chain) = queue.pop()? else {
@@ -267,10 +269,11 @@ fn serve_round(
         };
         // Without a place for an answer there is none: the buffers go back as they are.
         let request = Request::read(&chain, disk.backing.sectors());
-        let bytes = request
+        let operation = request
             .as_ref()
-            .and_then(|request| request.operation.as_ref().ok())
-            .map_or(0, Operation::bytes);
+            .and_then(|request| request.operation.as_ref().ok());
+        let bytes = operation.map_or(0, Operation::bytes);
+        was_slow = writes_through || operation.is_some_and(Operation::is_slow);
         if let Some(limiter) = &mut limiter
             && let Err(wait) = limiter.take(Instant::now(), bytes)
         {

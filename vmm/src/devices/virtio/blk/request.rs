@@ -72,6 +72,11 @@ impl Operation<'_> {
             Self::Flush | Self::Id { .. } | Self::Discard(_) => 0,
         }
     }
+
+    /// Whether it may take the disk long, however little it moves.
+    pub(super) fn is_slow(&self) -> bool {
+        matches!(self, Self::Flush | Self::Discard(_) | Self::WriteZeroes { .. })
+    }
 }
 
 /// A request with a place for its answer.
