@@ -113,6 +113,7 @@ impl Machine {
             vsock: Some(VsockConfig { guest_cid: 3, socket }),
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            network_devices: Vec::new(),
             control_socket: Some(control.clone()),
             die_with_parent: true,
             own_root: false,
@@ -179,7 +180,9 @@ impl Machine {
     /// The guest kernel's instructions emulated so far, and where the guest's memory lies in the VMM.
     pub(crate) fn statistics(&self) -> anyhow::Result<(u64, Vec<MemoryRange>)> {
         match self.ask(&Request::Statistics)? {
-            Response::Statistics { vcpus, guest_memory } => {
+            Response::Statistics {
+                vcpus, guest_memory, ..
+            } => {
                 let emulated = vcpus
                     .iter()
                     .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))

@@ -9,6 +9,7 @@ use crate::devices::early_console::{EarlyConsole, EarlyConsoleState};
 use crate::devices::reset_line;
 use crate::devices::virtio::device::SaveError;
 use crate::devices::virtio::mmio_transport::{MmioTransport, RestoreError, TransportState};
+use crate::devices::virtio::net::NetCounts;
 use crate::memory::layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES};
 
 /// What a read from nothing gives.
@@ -88,6 +89,14 @@ impl Bus {
         if let Some((mut transport, offset)) = self.window(address) {
             transport.write(offset, data);
         }
+    }
+
+    /// What became of the frames of each network device.
+    pub fn network_counts(&self) -> Vec<NetCounts> {
+        let transports = self.transports.iter();
+        transports
+            .filter_map(|transport| lock(transport).network_counts())
+            .collect()
     }
 
     /// Ends every device's thread between two requests. No vCPU runs.

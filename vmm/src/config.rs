@@ -1,11 +1,14 @@
 //! What a machine is made of: the document that `bulkhead-vmm --config` reads.
 
+mod network;
+
 use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::network::{MTU, MacAddress, MacAddressError, NetworkDevice, NetworkError, NetworkRateLimit};
 use crate::devices::rate_limiter::{BurstWithoutRate, RateLimit};
 use crate::memory::layout;
 
@@ -46,9 +49,13 @@ pub struct MachineConfig {
     /// Host directories the guest can mount, at most [`layout::MAX_SHARED_DIRECTORIES`].
     #[serde(default)]
     pub shared_directories: Vec<SharedDirectory>,
-    /// Disks, which share the interrupt lines of [`layout::MAX_SHARED_DIRECTORIES`] with the directories.
+    /// Disks, which share the interrupt lines of [`layout::MAX_SHARED_DIRECTORIES`] with the directories
+    /// and network devices.
     #[serde(default)]
     pub block_devices: Vec<BlockDevice>,
+    /// Network devices, which share them too.
+    #[serde(default)]
+    pub network_devices: Vec<NetworkDevice>,
     /// Where to listen for [control requests](crate::control), if at all.
     #[serde(default)]
     pub control_socket: Option<PathBuf>,
@@ -183,17 +190,23 @@ pub enum ConfigError {
         /// The number asked for.
         count: usize,
     },
-    /// More disks than interrupt lines are left.
+    /// More devices than interrupt lines are left.
     #[error(
-        "{count} disks beside {directories} shared directories: a machine has at most {} of both together",
+        "{directories} shared directories, {disks} disks and {networks} network devices: a machine has at most {} of all \
+         together",
         layout::MAX_SHARED_DIRECTORIES
     )]
-    BlockDevices {
-        /// The number of disks asked for.
-        count: usize,
+    TooManyDevices {
         /// The number of shared directories.
         directories: usize,
+        /// The number of disks.
+        disks: usize,
+        /// The number of network devices.
+        networks: usize,
     },
+    /// Network devices that cannot be.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A name that the device cannot hold.
     #[error(
         "the id {id:?} of the disk {}: an id has at most {MAX_DISK_ID_BYTES} printable ASCII bytes",
@@ -279,7 +292,9 @@ impl MachineConfig {
         }
         self.validate_own_root()?;
         self.validate_shared_directories()?;
-        self.validate_block_devices()
+        self.validate_number_of_devices()?;
+        self.validate_block_devices()?;
+        Ok(network::validate(&self.network_devices)?)
     }
 
     fn validate_own_root(&self) -> Result<(), ConfigError> {
@@ -324,11 +339,20 @@ impl MachineConfig {
         Ok(())
     }
 
-    fn validate_block_devices(&self) -> Result<(), ConfigError> {
-        let (count, directories) = (self.block_devices.len(), self.shared_directories.len());
-        if count + directories > layout::MAX_SHARED_DIRECTORIES {
-            return Err(ConfigError::BlockDevices { count, directories });
+    fn validate_number_of_devices(&self) -> Result<(), ConfigError> {
+        let directories = self.shared_directories.len();
+        let (disks, networks) = (self.block_devices.len(), self.network_devices.len());
+        if directories + disks + networks > layout::MAX_SHARED_DIRECTORIES {
+            return Err(ConfigError::TooManyDevices {
+                directories,
+                disks,
+                networks,
+            });
         }
+        Ok(())
+    }
+
+    fn validate_block_devices(&self) -> Result<(), ConfigError> {
         let mut ids = HashSet::new();
         for BlockDevice {
             id, path, rate_limit, ..
@@ -369,6 +393,7 @@ mod tests {
             vsock: None,
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            network_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,
             own_root: false,
@@ -510,17 +535,19 @@ mod tests {
     }
 
     #[test]
-    fn disks_and_directories_share_the_interrupt_lines() {
+    fn directories_disks_and_network_devices_share_the_interrupt_lines() {
+        let network = r#"{"mac":"02:00:00:00:00:01"}"#;
         let mut config = MachineConfig {
-            block_devices: vec![disk(""); layout::MAX_SHARED_DIRECTORIES - 1],
+            block_devices: vec![disk(""); layout::MAX_SHARED_DIRECTORIES - 2],
             shared_directories: vec![shared("one")],
+            network_devices: vec![serde_json::from_str(network).unwrap()],
             ..config()
         };
         config.validate().unwrap();
         config.shared_directories.push(shared("two"));
         assert_eq!(
             refusal(&config),
-            "14 disks beside 2 shared directories: a machine has at most 15 of both together"
+            "2 shared directories, 13 disks and 1 network devices: a machine has at most 15 of all together"
         );
     }
 

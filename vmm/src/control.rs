@@ -2,7 +2,7 @@
 //!
 //! | request | answer | |
 //! |---|---|---|
-//! | `{"request":"statistics"}` | `{"response":"statistics",...}` | what each vCPU has counted |
+//! | `{"request":"statistics"}` | `{"response":"statistics",...}` | what each vCPU and network device has counted |
 //! | `{"request":"stop"}` | `{"response":"stopping"}` | the machine ends |
 //! | `{"request":"pause"}` | `{"response":"paused"}` | no vCPU and no device does anything until `resume` |
 //! | `{"request":"resume"}` | `{"response":"resumed"}` | the machine runs, whether it was paused or not |
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::net::NetCounts;
 use crate::vcpu::counters::ExitCounts;
 
 /// The longest request.
@@ -57,6 +58,9 @@ pub enum Response {
         vcpus: Vec<VcpuStatistics>,
         /// Where the guest's memory lies in this process.
         guest_memory: Vec<MemoryRange>,
+        /// What became of each network device's frames, in the order of the description.
+        #[serde(default)]
+        network: Vec<NetCounts>,
     },
     /// To [`Request::Stop`].
     Stopping,
@@ -104,6 +108,9 @@ pub trait Controlled {
 
     /// Where the guest's memory lies in this process.
     fn guest_memory(&self) -> Vec<MemoryRange>;
+
+    /// What became of each network device's frames.
+    fn network(&self) -> Vec<NetCounts>;
 
     /// See [`Request::Pause`].
     ///
@@ -217,6 +224,7 @@ fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequ
         Request::Statistics => machine.statistics().map(|vcpus| Response::Statistics {
             vcpus,
             guest_memory: machine.guest_memory(),
+            network: machine.network(),
         }),
         Request::Stop => {
             *stop = Some(StopRequested);
@@ -298,6 +306,13 @@ mod tests {
             }]
         }
 
+        fn network(&self) -> Vec<NetCounts> {
+            vec![NetCounts {
+                received: 5,
+                ..NetCounts::default()
+            }]
+        }
+
         fn pause(&mut self) -> Result<(), String> {
             Ok(())
         }
@@ -351,6 +366,7 @@ mod tests {
             answer.starts_with(r#"{"response":"statistics","vcpus":[{"index":7,"#),
             "{answer}"
         );
+        assert!(answer.contains(r#""network":[{"received":5,"#), "{answer}");
         assert_eq!(stop, None);
     }
 

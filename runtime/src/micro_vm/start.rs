@@ -228,6 +228,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
             read_only: false,
         }],
         block_devices: Vec::new(),
+        network_devices: Vec::new(),
         control_socket: Some(MachineFiles::CONTROL_SOCKET.into()),
         die_with_parent: !matches!(life, Life::OnItsOwn(_)),
         own_root: !matches!(life, Life::ToBeSaved),

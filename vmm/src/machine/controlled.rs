@@ -11,6 +11,7 @@ use super::vcpu_threads::{ExamineError, VcpuThreads};
 use crate::bus::Bus;
 use crate::control::{Controlled, MemoryRange, VcpuStatistics};
 use crate::devices::virtio::device::SaveError;
+use crate::devices::virtio::net::NetCounts;
 use crate::snapshot::description::Dependencies;
 use crate::snapshot::vcpu::{self, KvmStateError, VcpuState};
 use crate::snapshot::vm::VmState;
@@ -123,6 +124,10 @@ impl Controlled for RunningMachine {
                 bytes: region.len(),
             })
             .collect()
+    }
+
+    fn network(&self) -> Vec<NetCounts> {
+        self.bus.network_counts()
     }
 
     fn pause(&mut self) -> Result<(), String> {

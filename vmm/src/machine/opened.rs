@@ -13,7 +13,7 @@ use kvm_ioctls::Kvm;
 use crate::boot::initramfs::{self, InitramfsError, TooLittleMemory};
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::boot::zero_page::SEED_BYTES;
-use crate::config::MachineConfig;
+use crate::config::{MacAddress, MachineConfig};
 use crate::console_ring::{ConsoleRing, ConsoleRingError};
 use crate::control::ControlServer;
 use crate::devices::virtio::balloon::Balloon;
@@ -21,6 +21,7 @@ use crate::devices::virtio::blk::{BackingError, Blk};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsError};
+use crate::devices::virtio::net::{Net, Tap, TapError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockSocketError};
 use crate::kernel_mode::KernelMode;
@@ -118,6 +119,15 @@ pub enum OpenError {
         /// The cause.
         #[source]
         source: BackingError,
+    },
+    /// A network device has no tap.
+    #[error("connecting the network device {mac}")]
+    Tap {
+        /// Its address.
+        mac: MacAddress,
+        /// The cause.
+        #[source]
+        source: TapError,
     },
     /// The control socket cannot be listened at.
     #[error("listening for control requests at {}", .path.display())]
@@ -324,6 +334,12 @@ fn open_devices(
             }
         })?;
         devices.push(Box::new(device));
+    }
+    for network in &config.network_devices {
+        let mac = network.mac;
+        let tap = network.tap_descriptor.map(Tap::inherit).transpose();
+        let tap = tap.map_err(|source| OpenError::Tap { mac, source })?;
+        devices.push(Box::new(Net::new(mac, network.mtu, tap, network.rate_limit)));
     }
     Ok(devices)
 }

@@ -238,6 +238,7 @@ fn devices(config: &MachineConfig) -> Vec<String> {
     let vsock = config.vsock.iter();
     let shared = config.shared_directories.iter();
     let disks = config.block_devices.iter();
+    let network = config.network_devices.iter();
     let access = |read_only| if read_only { " read-only" } else { "" };
     ["console", "rng", "balloon"]
         .map(str::to_owned)
@@ -245,13 +246,17 @@ fn devices(config: &MachineConfig) -> Vec<String> {
         .chain(vsock.map(|vsock| format!("vsock of guest {}", vsock.guest_cid)))
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
         .chain(disks.map(|disk| format!("blk {:?}{}", disk.id, access(disk.read_only))))
+        .chain(network.map(|network| match network.mtu {
+            Some(mtu) => format!("net of MTU {mtu}"),
+            None => "net".to_owned(),
+        }))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BlockDevice, SharedDirectory, VsockConfig};
+    use crate::config::{BlockDevice, MacAddress, SharedDirectory, VsockConfig};
     use crate::devices::rate_limiter::RateLimit;
 
     fn supported(features: u32) -> CpuId {
@@ -290,6 +295,7 @@ mod tests {
                 read_only: false,
                 rate_limit: None,
             }],
+            network_devices: serde_json::from_str(r#"[{"mac":"02:00:00:00:00:01"}]"#).unwrap(),
             ..serde_json::from_str(json).unwrap()
         }
     }
@@ -310,6 +316,8 @@ mod tests {
         here.shared_directories[0].path = "/there".into();
         here.block_devices[0].path = "/there".into();
         here.block_devices[0].rate_limit = Some(RateLimit::default());
+        here.network_devices[0].tap_descriptor = Some(5);
+        here.network_devices[0].mac = MacAddress::new([2, 0, 0, 0, 0, 2]).unwrap();
         (here.kernel, here.console_ring) = ("other".into(), "another".into());
         dependencies(&here).check(&dependencies(&config())).unwrap();
     }
@@ -361,7 +369,7 @@ mod tests {
 
     #[test]
     fn other_devices_are_refused_by_kind_order_number_and_name() {
-        let changes: [&dyn Fn(&mut MachineConfig); 8] = [
+        let changes: [&dyn Fn(&mut MachineConfig); 11] = [
             &|config| config.vsock = None,
             &|config| config.vsock.as_mut().unwrap().guest_cid = 4,
             &|config| config.shared_directories.clear(),
@@ -369,6 +377,9 @@ mod tests {
             &|config| config.block_devices.clear(),
             &|config| config.block_devices[0].id = "other".into(),
             &|config| config.block_devices[0].read_only = true,
+            &|config| config.network_devices.clear(),
+            &|config| config.network_devices[0].mtu = Some(1500),
+            &|config| config.network_devices.push(config.network_devices[0].clone()),
             &|config| {
                 let mut second = config.shared_directories[0].clone();
                 second.tag = "second".into();
@@ -381,7 +392,7 @@ mod tests {
             let refusal = refusal(&dependencies(&here));
             assert!(
                 refusal.starts_with(
-                    "it has the devices console, rng, balloon, vsock of guest 3, fs \"share\", blk \"data\", \
+                    "it has the devices console, rng, balloon, vsock of guest 3, fs \"share\", blk \"data\", net, \
                      and this"
                 ),
                 "{refusal}"

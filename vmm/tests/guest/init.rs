@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+mod network;
 mod serve;
 
 unsafe extern "C" {
@@ -55,6 +56,7 @@ fn main() {
             "share" => share(),
             "vsock" => vsock(),
             "serve" => serve::serve(),
+            "network" => network::network(),
             // SAFETY: The call takes numbers.
             "restart" => assert_eq!(unsafe { reboot(RESTART) }, 0),
             "return" => return,

@@ -97,6 +97,41 @@ fn an_unknown_key_is_named() {
 }
 
 #[test]
+fn a_descriptor_that_is_no_tap_is_told() {
+    if kvm_is_missing() {
+        return;
+    }
+    let mut machine = Machine::of(&elf(RESET));
+    let network = |descriptor: i32| {
+        let json = format!(r#"[{{"mac":"02:00:00:00:00:01","tap_descriptor":{descriptor}}}]"#);
+        serde_json::from_str(&json).unwrap()
+    };
+    for (descriptor, reason) in [
+        (
+            99,
+            "connecting the network device 02:00:00:00:00:01: taking descriptor 99 as a tap; whoever starts this \
+             process opens the tap and hands it down: Bad file descriptor (os error 9)",
+        ),
+        // The first one that this process opens itself.
+        (
+            3,
+            "asking descriptor 3 which tap it is; it is /dev/net/tun opened and attached by TUNSETIFF: ",
+        ),
+    ] {
+        machine.config.network_devices = network(descriptor);
+        let finished = machine.start().finish();
+        let message = refusal(&finished);
+        assert!(
+            message.contains(reason),
+            "{message:?} does not contain {reason:?}"
+        );
+        fs::remove_file(machine.path("console")).unwrap();
+    }
+    machine.config.network_devices = network(1);
+    assert_refused(&machine, "is descriptor 1: an inherited tap has a number above 2");
+}
+
+#[test]
 fn no_vcpu_is_refused() {
     let mut machine = Machine::of(&elf(RESET));
     machine.config.vcpus = 0;

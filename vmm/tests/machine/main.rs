@@ -12,6 +12,7 @@ mod cpio;
 mod disk;
 mod flat_guest;
 mod kernel_boot;
+mod kernel_network;
 mod kernel_snapshot;
 mod own_root;
 mod program;

@@ -52,6 +52,7 @@ impl Machine {
             vsock: None,
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            network_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,
             own_root: false,

@@ -72,7 +72,10 @@ fn a_running_machine_tells_its_statistics() {
     let mut machine = endless();
     machine.config.vcpus = 2;
     let running = machine.start().wait_for_first_run();
-    let Response::Statistics { vcpus, guest_memory } = machine.ask(Request::Statistics) else {
+    let Response::Statistics {
+        vcpus, guest_memory, ..
+    } = machine.ask(Request::Statistics)
+    else {
         panic!("no statistics")
     };
     assert_eq!(vcpus.iter().map(|vcpu| vcpu.index).collect::<Vec<_>>(), [0, 1]);

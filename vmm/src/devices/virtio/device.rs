@@ -10,6 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::failure::FailureHandler;
 use super::interrupt::Interrupt;
+use super::net::NetCounts;
+use crate::config::MacAddress;
 
 /// A virtio device. The transport calls it from a vCPU thread, one call at a time; the device does its work on a
 /// thread of its own between [`activate`](Self::activate) and [`reset`](Self::reset).
@@ -29,6 +31,11 @@ pub trait VirtioDevice: Send {
     /// Fills `data` with the configuration space from `offset`; bytes beyond its end read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// A number that is another after the configuration space has changed.
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
     /// Takes the driver over the queues; called once between two resets, when the driver sets DRIVER_OK.
     ///
     /// # Errors
@@ -40,6 +47,11 @@ pub trait VirtioDevice: Send {
 
     /// The device's thread, while it has a driver.
     fn worker(&mut self) -> Option<&mut dyn Pausable> {
+        None
+    }
+
+    /// What became of its frames, if it is a network device.
+    fn network_counts(&self) -> Option<NetCounts> {
         None
     }
 
@@ -103,6 +115,15 @@ pub enum DeviceState {
     Blk {
         /// Its size, in sectors of 512 bytes.
         sectors: u64,
+    },
+    /// Of a network device: what its driver may have read.
+    Net {
+        /// Its address.
+        mac: MacAddress,
+        /// Whether it had a link.
+        link_up: bool,
+        /// How often that had changed.
+        generation: u32,
     },
 }
 
@@ -184,6 +205,17 @@ pub enum ActivateError {
     ForeignState {
         /// The device's name.
         device: &'static str,
+    },
+    /// The host does not give what the device works with.
+    #[error("{doing} for {device}")]
+    Host {
+        /// The device's name.
+        device: &'static str,
+        /// What was being done.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// The worker thread could not be started.
     #[error("starting the {device} thread")]

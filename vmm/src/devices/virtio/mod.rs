@@ -14,6 +14,7 @@ pub mod failure;
 pub mod fs;
 pub mod interrupt;
 pub mod mmio_transport;
+pub mod net;
 pub mod rng;
 pub mod vsock;
 mod worker;

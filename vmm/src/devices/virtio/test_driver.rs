@@ -53,6 +53,15 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// Whether the rings of a queue are in it.
+    pub(crate) fn reaches_rings(&self) -> bool {
+        let into = self.address % QUEUE_STRIDE;
+        self.address < MEMORY_SIZE as u64
+            && (into < DATA_OFFSET || into + u64::from(self.length) > QUEUE_STRIDE)
+    }
+}
+
 struct TestQueue<'m> {
     base: u64,
     size: u16,
@@ -283,6 +292,19 @@ impl<'m> TestDriver<'m> {
     pub(crate) fn wait_for_reset_request(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.interrupt.needs_reset() {
+            self.assert_waiting(deadline);
+        }
+    }
+
+    /// What the device interrupts for.
+    pub(crate) fn interrupt_status(&self) -> u32 {
+        self.interrupt.status()
+    }
+
+    /// Waits until the device says that its configuration space changed.
+    pub(crate) fn wait_for_config_change(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.interrupt.status() & 2 == 0 {
             self.assert_waiting(deadline);
         }
     }

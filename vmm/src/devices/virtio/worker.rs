@@ -218,6 +218,12 @@ impl Poller {
         self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
     }
 
+    /// Changes what is waited for with `fd`, which is in the set, and looks at it anew.
+    pub(crate) fn modify(&self, fd: &impl AsRawFd, interest: EventSet, token: u64) -> io::Result<()> {
+        let event = EpollEvent::new(interest, token);
+        self.epoll.ctl(ControlOperation::Modify, fd.as_raw_fd(), event)
+    }
+
     /// Waits for events, at most `timeout`, for ever without one. An interrupted wait reports none.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<(u64, EventSet)>> {
         // Rounded up, so that a deadline has passed when the wait for it ends.

@@ -30,6 +30,7 @@ use super::device::{ActivateError, Activation, ActiveQueue, QueuePosition, Virti
 use super::device_queue::EVENT_IDX;
 use super::failure::{DeviceFailure, FailureHandler};
 use super::interrupt::Interrupt;
+use super::net::NetCounts;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -100,6 +101,11 @@ impl MmioTransport {
         self.device.name()
     }
 
+    /// What became of the device's frames, if it is one for a network.
+    pub fn network_counts(&self) -> Option<NetCounts> {
+        self.device.network_counts()
+    }
+
     /// Answers the guest's read of `data.len()` bytes at `offset` from the transport's base. Registers are 32 bits
     /// wide and aligned; any other access to them reads zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
@@ -156,8 +162,7 @@ impl MmioTransport {
             | register::VIRTIO_MMIO_SHM_LEN_HIGH
             | register::VIRTIO_MMIO_SHM_BASE_LOW
             | register::VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            // No device changes its configuration space while it runs, so one generation is all there is.
-            register::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            register::VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             _ => 0,
         }
     }

@@ -110,7 +110,6 @@ impl VirtioDevice for Vsock {
 
     fn restore(&mut self, activation: Activation, state: &DeviceState) -> Result<(), ActivateError> {
         match *state {
-            DeviceState::Stateless => self.activate(activation),
             DeviceState::Vsock {
                 connected,
                 next_client_port,
