@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use container::CgroupError;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 /// Where the new root is prepared before it covers the initramfs.
@@ -82,15 +83,9 @@ pub(crate) enum GuestMountError {
     /// The new root could not take the old one's place.
     #[error("moving {NEW_ROOT} over the initramfs")]
     MoveRoot(#[source] rustix::io::Errno),
-    /// A controller could not be given to the containers' groups.
-    #[error("enabling the cgroup controllers {controllers}")]
-    Controllers {
-        /// The controllers, as written.
-        controllers: String,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// The parent of the containers' cgroups could not be made.
+    #[error("making the parent of the containers' cgroups")]
+    Cgroup(#[source] CgroupError),
 }
 
 /// Mounts what a guest needs and covers the initramfs with a tmpfs: `pivot_root` works under any root but that one
@@ -115,7 +110,8 @@ pub(crate) fn mount_all() -> Result<(), GuestMountError> {
     mount_move(".", "/").map_err(GuestMountError::MoveRoot)?;
     rustix::process::chroot(".").map_err(GuestMountError::MoveRoot)?;
     rustix::process::chdir("/").map_err(GuestMountError::MoveRoot)?;
-    enable_controllers()
+    // The first container would take the time for it.
+    container::make_parent_cgroup().map_err(GuestMountError::Cgroup)
 }
 
 /// Mounts a virtio-fs device.
@@ -162,19 +158,4 @@ fn create_directory(path: &Path) -> Result<(), GuestMountError> {
         path: path.display().to_string(),
         source,
     })
-}
-
-/// Gives every controller of the guest's kernel to the groups below the root.
-fn enable_controllers() -> Result<(), GuestMountError> {
-    let failed = |controllers: &str| {
-        let controllers = controllers.to_owned();
-        move |source| GuestMountError::Controllers { controllers, source }
-    };
-    let available = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").map_err(failed("of the root"))?;
-    let wanted: Vec<String> = available
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    let wanted = wanted.join(" ");
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", &wanted).map_err(failed(&wanted))
 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 /// Serves until the host ends the machine; returns only when the agent cannot go on.
 fn run() -> anyhow::Result<std::convert::Infallible> {
     guest_mounts::mount_all().context("preparing the guest's file systems")?;
+    task::make_folders().context("making the containers' folders")?;
     overcommit::promise_everything().context("setting vm.overcommit_memory")?;
     container::bring_loopback_up().context("bringing the pod's loopback interface up")?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -57,7 +57,7 @@ pub use bundle::{Bundle, BundleError};
 pub use cgroup::{
     BlockIoEntry, BlockIoStatistics, CgroupError, CpuStatistics, CpuUsage, CpusetStatistics,
     HugepageStatistics, MemoryStatistics, MemoryUse, OutOfMemoryWatch, PodCgroup, PodEntrance, PodLimits,
-    Pressure, PressureData, ProcessStatistics, Statistics, Throttling,
+    Pressure, PressureData, ProcessStatistics, Statistics, Throttling, make_parent_cgroup,
 };
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,

@@ -20,6 +20,9 @@ mod wait_out_of_memory;
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -48,6 +51,16 @@ const STATE_ROOT: &str = "/run/bulkhead/containers";
 
 /// Each container's bundle: the configuration as the host sent it.
 const BUNDLES: &str = "/run/bulkhead/bundles";
+
+/// Makes the folders of all containers, so that the first one need not.
+///
+/// # Errors
+/// When one cannot be made.
+pub(crate) fn make_folders() -> io::Result<()> {
+    fs::create_dir_all(BUNDLES)?;
+    // The engine's folders are private.
+    DirBuilder::new().mode(0o700).create(STATE_ROOT)
+}
 
 /// Serves `bulkhead.task.v1.Task`; clones share the containers.
 #[derive(Clone)]

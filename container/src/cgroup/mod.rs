@@ -190,6 +190,25 @@ impl Cgroup {
     }
 }
 
+/// Makes the parent of the cgroups of containers whose configuration places them nowhere else, ahead of the first of
+/// them, which is then made sooner. It is removed with the last one, as any.
+pub fn make_parent_cgroup() -> Result<(), CgroupError> {
+    let hierarchies = Hierarchies::mounted()?;
+    let alone = hierarchies.iter().count() == 1;
+    for (hierarchy, mount_point) in hierarchies.iter() {
+        let parent = mount_point.join(OWN_PARENT);
+        make_with_parents(&parent)?;
+        if *hierarchy == Hierarchy::Unified && alone {
+            v2::enable_controllers(
+                mount_point,
+                &parent.join("container"),
+                &controllers::version2_names(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a cgroup and the parents it lacks. A parent can vanish in between, when the last container in it is deleted.
 fn make_with_parents(folder: &Path) -> Result<(), CgroupError> {
     const ATTEMPTS: u32 = 10;
