@@ -1,4 +1,4 @@
-//! Podman drives the OCI command line.
+//! Podman drives the OCI command line, behind either wall.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,13 +9,43 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use tests::finish;
 use tests::podman::{IMAGE, Podman};
 use tests::terminal::Terminal;
+use tests::{Wall, finish};
 
-#[test]
-fn a_command_prints_and_its_exit_code_is_podmans() {
-    let Some(podman) = Podman::install() else { return };
+/// Each of these is a test behind either wall.
+macro_rules! behind_both_walls {
+    ($($test:ident),+ $(,)?) => {
+        mod shared_kernel {
+            $(#[test] fn $test() { super::$test(tests::Wall::SharedKernel) })+
+        }
+        mod microvm {
+            $(#[test] fn $test() { super::$test(tests::Wall::MicroVm) })+
+        }
+    };
+}
+
+behind_both_walls! {
+    a_command_prints_and_its_exit_code_is_podmans,
+    commands_that_cannot_be_run_are_127_and_126,
+    input_reaches_the_command_and_ends,
+    a_terminal_is_one_and_has_our_size,
+    exec_runs_further_commands,
+    a_container_is_logged_signalled_and_stopped,
+    a_paused_container_does_nothing_until_it_is_resumed,
+    the_containers_of_a_pod_share_their_network_and_not_their_files,
+    limits_are_those_asked_for,
+    exceeding_the_memory_limit_is_137,
+    volumes_are_shared_and_ro_protects_them,
+    the_user_and_the_protections_are_those_asked_for,
+    the_default_and_a_custom_seccomp_profile_apply,
+    an_image_is_built_in_stages_whose_steps_run_in_containers,
+}
+
+fn a_command_prints_and_its_exit_code_is_podmans(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let finished = podman
         .shell(&["--network", "none"], "echo out; echo err >&2; exit 7")
         .expect(7);
@@ -23,17 +53,19 @@ fn a_command_prints_and_its_exit_code_is_podmans() {
     assert_eq!(finished.stderr, "err\n");
 }
 
-#[test]
-fn commands_that_cannot_be_run_are_127_and_126() {
-    let Some(podman) = Podman::install() else { return };
+fn commands_that_cannot_be_run_are_127_and_126(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let run = |command| podman.podman("run", &["--rm", "--network", "none", IMAGE, command]);
     run("no-such-command").expect(127);
     run("/etc/passwd").expect(126);
 }
 
-#[test]
-fn input_reaches_the_command_and_ends() {
-    let Some(podman) = Podman::install() else { return };
+fn input_reaches_the_command_and_ends(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let mut run = podman.command("run");
     run.args(["--rm", "--interactive", "--network", "none", IMAGE, "wc", "-c"]);
     let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -43,9 +75,10 @@ fn input_reaches_the_command_and_ends() {
     assert_eq!(output.stdout, b"300000\n");
 }
 
-#[test]
-fn a_terminal_is_one_and_has_our_size() {
-    let Some(podman) = Podman::install() else { return };
+fn a_terminal_is_one_and_has_our_size(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let mut run = podman.command("run");
     // Podman tells the size to a container that runs already.
     let script = "until [ \"$(stty size)\" = '37 101' ]; do sleep 0.1; done; tty; stty size";
@@ -70,9 +103,10 @@ fn a_terminal_is_one_and_has_our_size() {
     );
 }
 
-#[test]
-fn exec_runs_further_commands() {
-    let Some(podman) = Podman::install() else { return };
+fn exec_runs_further_commands(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     podman.start(
         "host",
         &["--network", "none", "--env", "GREETING=hello"],
@@ -131,9 +165,10 @@ fn exec_runs_further_commands() {
     assert_eq!(finished.stdout, "done\n");
 }
 
-#[test]
-fn a_container_is_logged_signalled_and_stopped() {
-    let Some(podman) = Podman::install() else { return };
+fn a_container_is_logged_signalled_and_stopped(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let script =
         "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
     podman.start("patient", &["--network", "none"], script);
@@ -152,9 +187,10 @@ fn a_container_is_logged_signalled_and_stopped() {
     assert_eq!(finished.stdout, "137\n");
 }
 
-#[test]
-fn a_paused_container_does_nothing_until_it_is_resumed() {
-    let Some(podman) = Podman::install() else { return };
+fn a_paused_container_does_nothing_until_it_is_resumed(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     podman.start("sleeper", &["--network", "none"], "sleep 600");
     podman.podman("pause", &["sleeper"]).expect(0);
     assert_eq!(podman.inspect("sleeper", ".State.Status"), "paused");
@@ -169,9 +205,10 @@ fn a_paused_container_does_nothing_until_it_is_resumed() {
         .expect(0);
 }
 
-#[test]
-fn the_containers_of_a_pod_share_their_network_and_not_their_files() {
-    let Some(podman) = Podman::install() else { return };
+fn the_containers_of_a_pod_share_their_network_and_not_their_files(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let create = [
         "create",
         "--name",
@@ -206,8 +243,9 @@ fn the_containers_of_a_pod_share_their_network_and_not_their_files() {
     assert_eq!(finished.stdout, "served\nshared\nown-init\n");
     let shared = |kind: &str| {
         let link = |name: &str| {
-            let pid = podman.inspect(name, ".State.Pid");
-            std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+            let link = format!("/proc/self/ns/{kind}");
+            let finished = podman.podman("exec", &[name, "readlink", &link]);
+            finished.expect(0).stdout
         };
         link("client") == link("server")
     };
@@ -217,9 +255,10 @@ fn the_containers_of_a_pod_share_their_network_and_not_their_files() {
         .expect(0);
 }
 
-#[test]
-fn limits_are_those_asked_for() {
-    let Some(podman) = Podman::install() else { return };
+fn limits_are_those_asked_for(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let options = [
         "--network",
         "none",
@@ -238,9 +277,10 @@ fn limits_are_those_asked_for() {
     assert_eq!(numbers, ["67108864", "33", "50000", "100000"]);
 }
 
-#[test]
-fn exceeding_the_memory_limit_is_137() {
-    let Some(podman) = Podman::install() else { return };
+fn exceeding_the_memory_limit_is_137(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let hog = "dd if=/dev/zero of=/dev/null bs=200M count=1";
     podman.start(
         "hog",
@@ -250,9 +290,10 @@ fn exceeding_the_memory_limit_is_137() {
     assert_eq!(podman.podman("wait", &["hog"]).expect(0).stdout, "137\n");
 }
 
-#[test]
-fn volumes_are_shared_and_ro_protects_them() {
-    let Some(podman) = Podman::install() else { return };
+fn volumes_are_shared_and_ro_protects_them(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let folder = podman.namespace().folder("volume");
     std::fs::write(folder.join("from-host"), "host\n").unwrap();
     let (writable, protected) = (
@@ -303,9 +344,10 @@ fn a_published_port_reaches_the_container() {
         .expect(0);
 }
 
-#[test]
-fn the_user_and_the_protections_are_those_asked_for() {
-    let Some(podman) = Podman::install() else { return };
+fn the_user_and_the_protections_are_those_asked_for(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let none = ["--network", "none"];
     let finished = podman
         .shell(&["--user", "1000:1001", none[0], none[1]], "id -u; id -g")
@@ -331,9 +373,10 @@ fn the_user_and_the_protections_are_those_asked_for() {
     assert_eq!(finished.stdout, expected);
 }
 
-#[test]
-fn the_default_and_a_custom_seccomp_profile_apply() {
-    let Some(podman) = Podman::install() else { return };
+fn the_default_and_a_custom_seccomp_profile_apply(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let status = "grep Seccomp: /proc/self/status";
     let finished = podman.shell(&["--network", "none"], status).expect(0);
     assert_eq!(finished.stdout, "Seccomp:\t2\n");
@@ -376,9 +419,10 @@ fn statistics_and_processes_are_told() {
     assert!(top.contains("sleep 600") && top.contains("sleep 601"), "{top}");
 }
 
-#[test]
-fn an_image_is_built_in_stages_whose_steps_run_in_containers() {
-    let Some(podman) = Podman::install() else { return };
+fn an_image_is_built_in_stages_whose_steps_run_in_containers(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     let context = podman.namespace().folder("context");
     let text = format!(
         "FROM {IMAGE} AS builder\n\
