@@ -9,10 +9,10 @@ use tempfile::TempDir;
 
 use crate::{Finished, binary, finish, leftovers, unique};
 
-const APPLETS: [&str; 28] = [
-    "cat", "chmod", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill", "ln", "ls",
-    "mkdir", "ps", "pwd", "readlink", "rm", "seq", "sh", "sleep", "stty", "sync", "test", "touch", "true",
-    "tty",
+const APPLETS: [&str; 31] = [
+    "cat", "chmod", "cp", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill",
+    "ln", "ls", "mkdir", "nproc", "ps", "pwd", "readlink", "rm", "seq", "sh", "sleep", "stty", "sync",
+    "taskset", "test", "touch", "true", "tty",
 ];
 
 /// A root of states and bundles, checked for leftovers when it goes.

@@ -347,3 +347,56 @@ fn what_a_virtual_machine_cannot_give_is_refused_with_its_reason() {
         .expect(1)
         .complains_of(&["--preserve-fds", "shared-kernel"]);
 }
+
+#[test]
+fn the_pods_cgroup_holds_what_stands_for_it_and_four_processors_are_used() {
+    let script = "for cpu in 0 1 2 3; do taskset $((1 << cpu)) cut -d ' ' -f 39 /proc/self/stat; done; nproc; sleep 600";
+    let Some(mut bundle) = behind_microvm(&["sh", "-c", script]) else {
+        return;
+    };
+    bundle.config["linux"]["resources"]["cpu"] = json!({ "quota": 400_000, "period": 100_000 });
+    let output = bundle.scratch().join("output");
+    let mut creation = bundle.command("create");
+    creation.args(["--bundle", ".", &bundle.id()]);
+    creation.stdout(fs::File::create(&output).unwrap());
+    creation.stderr(Stdio::null());
+    assert!(creation.status().unwrap().success());
+    bundle.on("start", &[]).expect(0);
+    let written = || fs::read_to_string(&output).unwrap();
+    wait_until(|| written().lines().count() == 5);
+    assert_eq!(written(), "0\n1\n2\n3\n4\n");
+    for process in [attendant(&bundle), vmm(&bundle)] {
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", process.as_raw_nonzero())).unwrap();
+        let group = format!("/bulkhead/{}", bundle.id());
+        assert!(cgroups.lines().any(|line| line.ends_with(&group)), "{cgroups}");
+    }
+    delete(&bundle);
+}
+
+#[test]
+fn many_lives_in_one_machine_leave_nothing() {
+    let Some(mut bundle) = idle() else { return };
+    bundle.config["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
+    start(&bundle);
+    let folder = bundle
+        .scratch()
+        .join("states")
+        .join(bundle.id())
+        .join("vm/export");
+    let annotations = json!({ "dev.bulkhead.sandbox": bundle.id() });
+    let sibling = bundle.sibling("one-of-many", &["true"], |config| {
+        config["annotations"] = annotations;
+    });
+    let shared_before = fs::read_dir(&folder).unwrap().count();
+    for _ in 0..20 {
+        bundle
+            .oci(
+                "create",
+                &["--bundle", sibling.folder.to_str().unwrap(), &sibling.id],
+            )
+            .expect(0);
+        bundle.oci("delete", &["--force", &sibling.id]).expect(0);
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), shared_before);
+    delete(&bundle);
+}
