@@ -8,6 +8,7 @@ mod entropy;
 mod event_connection;
 mod exit_status;
 mod guest_mounts;
+mod network;
 mod overcommit;
 mod power;
 mod process_table;

@@ -4,14 +4,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::sandbox::{PrepareRequest, PrepareResponse, ShutdownRequest, ShutdownResponse};
+use protocol::sandbox::{
+    NetworkRequest, NetworkResponse, PrepareRequest, PrepareResponse, ShutdownRequest, ShutdownResponse,
+};
 use protocol::sandbox_ttrpc::Sandbox;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Error, Result, get_status};
 
 use crate::task::TaskService;
-use crate::{entropy, guest_mounts, power};
+use crate::{entropy, guest_mounts, network, power};
 
 /// Time for the answer to `Shutdown` to reach the host before the machine goes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -59,6 +61,13 @@ impl Sandbox for SandboxService {
             boot_id: boot_id.trim().to_owned(),
             ..PrepareResponse::default()
         })
+    }
+
+    async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> Result<NetworkResponse> {
+        network::configure(&request)
+            .and_then(|()| network::release_others(&request))
+            .map_err(|error| failed("making the network the pod's", error))?;
+        Ok(NetworkResponse::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<ShutdownResponse> {

@@ -20,6 +20,8 @@ pub mod micro_vm;
 #[cfg(feature = "people")]
 pub mod people;
 #[cfg(feature = "microvm")]
+pub mod pod_network;
+#[cfg(feature = "microvm")]
 pub mod sandbox;
 #[cfg(feature = "microvm")]
 pub mod sizing;

@@ -7,13 +7,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::netlink::{Message, Netlink, number};
+use super::netlink::{ADDRESS, Message, Netlink, text};
 use crate::plan::NetDevice;
 
-/// The sizes of `struct ifinfomsg` and `struct ifaddrmsg`, and where each has the number of the device.
-const LINK: usize = 16;
-const LINK_INDEX: usize = 4;
-const ADDRESS: usize = 8;
+/// Where `struct ifaddrmsg` has the number of the device.
 const ADDRESS_INDEX: usize = 4;
 /// Where `struct ifaddrmsg` has its scope, and what it is for an address that is valid everywhere.
 const ADDRESS_SCOPE: usize = 3;
@@ -53,31 +50,28 @@ pub(crate) fn move_devices(devices: &[NetDevice], namespace: BorrowedFd<'_>) -> 
             .index_of(&device.host_name)
             .map_err(failed(device, "find it"))?;
         let addresses = addresses_of(&mut host, index).map_err(failed(device, "read its addresses"))?;
-        let name = [device.name.as_bytes(), b"\0"].concat();
         let to_container = [
             (
                 libc::IFLA_NET_NS_FD,
                 (namespace.as_raw_fd() as u32).to_ne_bytes().to_vec(),
             ),
-            (libc::IFLA_IFNAME, name),
+            (libc::IFLA_IFNAME, text(&device.name)),
         ];
-        host.request(&link(index, 0, to_container.to_vec()))
+        host.request(&Message::link(index, 0, 0, to_container.to_vec()))
             .map_err(failed(device, "move it into the container's network"))?;
         // Where its number was taken it has another.
         let index = container
             .index_of(&device.name)
             .map_err(failed(device, "find it again"))?;
-        for address in addresses {
-            let address = Message {
-                fixed: with_number(address.fixed, ADDRESS_INDEX, index),
-                ..address
-            };
+        for mut address in addresses {
+            address.set_number(ADDRESS_INDEX, index);
             container
                 .request(&address)
                 .map_err(failed(device, "give it its addresses again"))?;
         }
+        let up = libc::IFF_UP as u32;
         container
-            .request(&link(index, libc::IFF_UP as u32, Vec::new()))
+            .request(&Message::link(index, up, up, Vec::new()))
             .map_err(failed(device, "bring it up"))?;
     }
     Ok(())
@@ -101,12 +95,11 @@ fn addresses_of(netlink: &mut Netlink, index: u32) -> Result<Vec<Message>, Errno
         attributes: Vec::new(),
     };
     let is_kept = |address: &Message| {
-        number(&address.fixed, ADDRESS_INDEX) == Some(index)
-            && address.fixed.get(ADDRESS_SCOPE) == Some(&EVERYWHERE)
+        address.number(ADDRESS_INDEX) == Some(index)
+            && address.byte(ADDRESS_SCOPE) == Some(EVERYWHERE)
             && address
-                .fixed
-                .get(ADDRESS_FLAGS)
-                .is_some_and(|flags| u32::from(*flags) & libc::IFA_F_PERMANENT != 0)
+                .byte(ADDRESS_FLAGS)
+                .is_some_and(|flags| u32::from(flags) & libc::IFA_F_PERMANENT != 0)
     };
     let mut addresses = netlink.dump(&all, ADDRESS)?;
     addresses.retain(is_kept);
@@ -124,25 +117,4 @@ fn addresses_of(netlink: &mut Netlink, index: u32) -> Result<Vec<Message>, Errno
         });
     }
     Ok(addresses)
-}
-
-/// A change of the device's flags that are in `up`, and of what the attributes say.
-fn link(index: u32, up: u32, attributes: Vec<(u16, Vec<u8>)>) -> Message {
-    // family, type, index, flags, the flags that change
-    let mut fixed = vec![0; LINK];
-    for (offset, value) in [(LINK_INDEX, index), (8, up), (12, up)] {
-        fixed = with_number(fixed, offset, value);
-    }
-    Message {
-        kind: libc::RTM_NEWLINK,
-        fixed,
-        attributes,
-    }
-}
-
-fn with_number(mut bytes: Vec<u8>, offset: usize, value: u32) -> Vec<u8> {
-    if let Some(place) = bytes.get_mut(offset..offset + 4) {
-        place.copy_from_slice(&value.to_ne_bytes());
-    }
-    bytes
 }

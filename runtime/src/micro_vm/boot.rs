@@ -70,6 +70,9 @@ pub enum BootError {
     /// The host gives no random bytes.
     #[error("drawing random bytes for the guest")]
     Entropy(#[source] rustix::io::Errno),
+    /// A network device's address is none.
+    #[error("numbering the network devices")]
+    Mac(#[from] vmm::config::MacAddressError),
     /// It has to be cloned and cannot be.
     #[error("cloning the microVM, as the template policy \"require\" demands")]
     Template(#[source] Box<TemplateError>),

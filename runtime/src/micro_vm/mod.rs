@@ -73,6 +73,10 @@ impl MicroVm {
             let (tasks, sandbox) = agent(new.files).await?;
             let prepared = sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await;
             prepared.map_err(guest_text::shown_error)?;
+            let configured = sandbox
+                .configure_network(deadline(PREPARE_DEADLINE), &new.network.description)
+                .await;
+            configured.map_err(guest_text::shown_error)?;
             Ok((tasks, sandbox))
         };
         let ring = &new.files.console_ring();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Instant;
@@ -9,7 +10,10 @@ use std::time::Instant;
 use container::{PodCgroup, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
-use vmm::config::{MachineConfig, SharedDirectory as MachineDirectory, VsockConfig};
+use vmm::config::{
+    MacAddress, MachineConfig, NetworkDevice, NetworkRateLimit, SharedDirectory as MachineDirectory,
+    VsockConfig,
+};
 use vmm::status::Phase;
 
 use super::boot::{self, BootError, LOAD_DEADLINE, RESUME_DEADLINE, Stage, stage};
@@ -20,6 +24,7 @@ use super::template::{self, TemplateError, TemplatePolicy};
 use super::unix_path::UnixPath;
 use super::vmm_process::VmmProcess;
 use crate::configuration::MicroVmConfiguration;
+use crate::pod_network::{PodNetwork, device_mac};
 use crate::sizing::MachineSize;
 
 /// How often a template is obtained whose predecessor was removed while it was cloned.
@@ -36,6 +41,8 @@ pub struct NewMachine<'a> {
     pub files: &'a MachineFiles,
     /// How large it is.
     pub size: MachineSize,
+    /// What it is connected to.
+    pub network: &'a PodNetwork,
     /// Whose it is.
     pub life: Life<'a>,
     /// Where its process is from its first instruction on; with us, if nothing is said.
@@ -148,7 +155,8 @@ async fn clone(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<Started
     loop {
         tries += 1;
         let begun = Instant::now();
-        let (template, built) = template::obtain(&store, configuration, new.size).await?;
+        let (template, built) =
+            template::obtain(&store, configuration, new.size, new.network.devices()).await?;
         record.phase("template", begun);
         let begun = Instant::now();
         let source = match launch(new, Some(&template)).await {
@@ -204,6 +212,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         configuration,
         files,
         size,
+        network,
         life,
         cgroup,
     } = new;
@@ -228,7 +237,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
             read_only: false,
         }],
         block_devices: Vec::new(),
-        network_devices: Vec::new(),
+        network_devices: network_devices(network)?,
         control_socket: Some(MachineFiles::CONTROL_SOCKET.into()),
         die_with_parent: !matches!(life, Life::OnItsOwn(_)),
         own_root: !matches!(life, Life::ToBeSaved),
@@ -238,7 +247,14 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         Life::OnItsOwn(write_down) => write_down(process),
         Life::WithUs | Life::ToBeSaved => Ok(()),
     };
-    let vmm = VmmProcess::spawn(&configuration.vmm, &machine, files, *cgroup, write_down)?;
+    let vmm = VmmProcess::spawn(
+        &configuration.vmm,
+        &machine,
+        files,
+        *cgroup,
+        network.taps(),
+        write_down,
+    )?;
     let ring = &files.console_ring();
     stage(Stage::Load, LOAD_DEADLINE, &vmm, ring, async {
         Ok(vmm.reached(Phase::FirstRun).await?)
@@ -253,6 +269,21 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
     // Nobody is to reach us there any more.
     fs::remove_file(&event_socket).map_err(io_error("removing", &event_socket))?;
     Ok(StartedMachine { vmm, events })
+}
+
+/// A device for each of the pod's interfaces, or one without a link. Their addresses are the same in every machine: a
+/// clone's guest has read them already, and gets the pod's with the rest of its network.
+fn network_devices(network: &PodNetwork) -> Result<Vec<NetworkDevice>, BootError> {
+    let device = |place: usize| {
+        Ok(NetworkDevice {
+            mac: MacAddress::new(device_mac(place))?,
+            // The guest is told the pod's.
+            mtu: None,
+            tap_descriptor: network.taps().get(place).map(AsRawFd::as_raw_fd),
+            rate_limit: NetworkRateLimit::default(),
+        })
+    };
+    (0..network.devices()).map(device).collect()
 }
 
 /// Makes the folder of a machine, for us alone, and in it the empty one that its guest may mount.

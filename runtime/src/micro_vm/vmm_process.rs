@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -87,7 +87,8 @@ pub enum SpawnError {
 }
 
 impl VmmProcess {
-    /// Starts `binary` in the folder of its files, on `config`, whose relative paths are of that folder. `write_down` is
+    /// Starts `binary` in the folder of its files, on `config`, whose relative paths are of that folder. It inherits the
+    /// descriptors `inherited` under their numbers. `write_down` is
     /// told which process it is before it gets its configuration, without which it ends: whoever cleans up after us knows
     /// of every VMM that runs.
     ///
@@ -98,6 +99,7 @@ impl VmmProcess {
         config: &MachineConfig,
         files: &MachineFiles,
         cgroup: Option<&PodCgroup>,
+        inherited: &[OwnedFd],
         write_down: impl FnOnce(ProcessIdentity) -> io::Result<()>,
     ) -> Result<Self, SpawnError> {
         let create = |path: &Path| {
@@ -112,6 +114,7 @@ impl VmmProcess {
             // SAFETY: what runs between fork and execution writes to open files and does nothing else.
             unsafe { command.pre_exec(move || entrance.enter()) };
         }
+        inherit(&mut command, inherited);
         let mut child = command
             .args(["--config", "-"])
             .env_clear()
@@ -270,6 +273,26 @@ impl MachineEnd {
             console: ConsoleTail::read(&files.console_ring()),
         }
     }
+}
+
+/// Has a command keep these descriptors, which must be open until it is executed.
+fn inherit(command: &mut Command, descriptors: &[OwnedFd]) {
+    if descriptors.is_empty() {
+        return;
+    }
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let keep = move || {
+        for number in &numbers {
+            // SAFETY: The call takes no pointer, and fails for a number that is not open.
+            if unsafe { libc::fcntl(*number, libc::F_SETFD, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: Between fork and exec it makes fcntl calls only, which may be made there (signal-safety(7)), and allocates
+    // nothing.
+    unsafe { command.pre_exec(keep) };
 }
 
 /// Gives a VMM its configuration.

@@ -14,6 +14,7 @@ use crate::micro_vm::MicroVm;
 use crate::micro_vm::boot::BootError;
 use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::start::{Life, NewMachine, StartRecord};
+use crate::pod_network::{PodNetwork, PodNetworkError};
 use crate::sizing::{HOST_OVERHEAD_MIB, MachineSize, PodLimits, TooLarge, machine_size};
 
 /// The record's file in the first container's folder.
@@ -47,6 +48,9 @@ pub enum PodSandboxError {
     /// The pod asks for more than a machine can have.
     #[error("sizing the microVM")]
     Size(#[from] TooLarge),
+    /// What it is connected to cannot be carried into it.
+    #[error("carrying the pod's network into the microVM")]
+    Network(#[from] PodNetworkError),
     /// The machine did not start.
     #[error("starting the microVM")]
     Boot(#[from] BootError),
@@ -96,10 +100,12 @@ impl PodSandbox {
                 .map_err(io::Error::other)
         };
         let files = machine_files(folder);
+        let network = network(config)?;
         let new = NewMachine {
             configuration,
             files: &files,
             size: MachineSize { memory_mib, vcpus },
+            network: &network,
             life: Life::OnItsOwn(&write_down),
             cgroup: Some(cgroup),
         };
@@ -111,6 +117,7 @@ impl PodSandbox {
             ..sandbox_of(started.machine())
         };
         folder.write(RECORD, &sandbox)?;
+        network.hand_over();
         Ok((sandbox, started))
     }
 
@@ -161,6 +168,22 @@ impl PodSandbox {
 /// The files of the machine of the pod whose first container has this folder.
 pub fn machine_files(folder: &Folder) -> MachineFiles {
     MachineFiles::of(&folder.path().join(MACHINE))
+}
+
+/// The network of the namespace that the configuration names. One without a name would be new, with nothing in it.
+fn network(config: &Value) -> Result<PodNetwork, PodNetworkError> {
+    let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
+    let text = |namespace: &Value, name: &str| Some(namespace.get(name)?.as_str()?.to_owned());
+    let path = namespaces
+        .into_iter()
+        .flatten()
+        .find(|namespace| text(namespace, "type").as_deref() == Some("network"))
+        .and_then(|namespace| text(namespace, "path"))
+        .filter(|path| !path.is_empty());
+    path.map_or_else(
+        || Ok(PodNetwork::default()),
+        |path| PodNetwork::of(Path::new(&path)),
+    )
 }
 
 /// What the configuration lets the pod use: what whoever makes pods says of all its containers, or else this one's limits.

@@ -21,6 +21,7 @@ use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::start::{Life, NewMachine, StartRecord};
 use crate::micro_vm::template::TemplatePolicy;
+use crate::pod_network::PodNetwork;
 use crate::sandbox::directory::SandboxDirectory;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::shared_kernel::SharedKernel;
@@ -210,6 +211,7 @@ impl Prepared<'_> {
             configuration: &microvm,
             files: &MachineFiles::of(&directory.machine()),
             size: machine_size(&limits).context("sizing the microVM")?,
+            network: &PodNetwork::default(),
             life: Life::WithUs,
             cgroup: None,
         };

@@ -13,6 +13,7 @@ use crate::configuration::Configuration;
 use crate::kvm;
 use crate::micro_vm::template;
 use crate::micro_vm::template::store::{TemplateStore, TemplateSummary};
+use crate::pod_network::PodNetwork;
 use crate::sizing::{PodLimits, machine_size};
 
 /// Digits of a name that are shown; they suffice to name it.
@@ -78,7 +79,12 @@ fn build(configuration: &Configuration, store: &TemplateStore, limits: &PodLimit
     kvm::check(&configuration.microvm.kvm)?;
     let size = machine_size(limits)?;
     let (template, _) = event_loop()?
-        .block_on(template::obtain(store, &configuration.microvm, size))
+        .block_on(template::obtain(
+            store,
+            &configuration.microvm,
+            size,
+            PodNetwork::default().devices(),
+        ))
         .context("building the template")?;
     println!("{}", shown(&template.name));
     Ok(0)

@@ -14,7 +14,7 @@ use crate::configuration::MicroVmConfiguration;
 use crate::sizing::MachineSize;
 
 /// Raised when machines get other devices, or the guest is asked for other things before it is ready.
-const SHAPE_VERSION: u32 = 1;
+const SHAPE_VERSION: u32 = 2;
 
 /// Digits of a template's name. It is part of a socket's path, of which unix(7) allows 107 bytes.
 const NAME_DIGITS: usize = 16;
@@ -33,6 +33,8 @@ pub struct TemplateInputs {
     pub vcpus: u8,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// How many network devices it has.
+    pub network_devices: usize,
     /// The processor: vendor, family, model, stepping and features, as CPUID leaves 0, 1 and 7 tell them.
     pub processor: String,
     /// Whether KVM emulates the guest's kernel.
@@ -71,17 +73,22 @@ pub struct InputError {
 }
 
 impl TemplateInputs {
-    /// The inputs of a machine of this size, as they are now.
+    /// The inputs of a machine of this size and with so many network devices, as they are now.
     ///
     /// # Errors
     /// When a file is not there.
-    pub fn of(configuration: &MicroVmConfiguration, size: MachineSize) -> Result<Self, InputError> {
+    pub fn of(
+        configuration: &MicroVmConfiguration,
+        size: MachineSize,
+        network_devices: usize,
+    ) -> Result<Self, InputError> {
         Ok(Self {
             kernel: InputFile::at(&configuration.kernel)?,
             initramfs: InputFile::at(&configuration.initramfs)?,
             vmm: InputFile::at(&configuration.vmm)?,
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            network_devices,
             processor: processor(),
             kernel_mode: kernel_mode(),
             host_kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -187,7 +194,7 @@ mod tests {
             memory_mib: 64,
             vcpus: 1,
         };
-        TemplateInputs::of(&configuration, size).unwrap()
+        TemplateInputs::of(&configuration, size, 1).unwrap()
     }
 
     fn folder() -> tempfile::TempDir {
@@ -230,13 +237,18 @@ mod tests {
     }
 
     #[test]
-    fn every_size_has_a_template_of_its_own() {
+    fn every_size_and_number_of_network_devices_has_a_template_of_its_own() {
         let folder = folder();
         let one = inputs(folder.path());
         let two = TemplateInputs {
             vcpus: 2,
             ..one.clone()
         };
+        let connected_twice = TemplateInputs {
+            network_devices: 2,
+            ..one.clone()
+        };
         assert_ne!(one.name().unwrap(), two.name().unwrap());
+        assert_ne!(one.name().unwrap(), connected_twice.name().unwrap());
     }
 }

@@ -20,6 +20,7 @@ use super::control::{self, ControlError};
 use super::machine_files::MachineFiles;
 use super::start::{self, Life, NewMachine};
 use crate::configuration::MicroVmConfiguration;
+use crate::pod_network::PodNetwork;
 use crate::sizing::MachineSize;
 
 /// Writing a guest's memory to a disk that is busy.
@@ -73,7 +74,7 @@ pub enum TemplateError {
     Snapshot(#[from] ControlError),
 }
 
-/// The template for machines of this size, and whether it had to be built. Whoever finds it missing builds it; others
+/// The template for machines of this size with so many network devices, and whether it had to be built. Whoever finds it missing builds it; others
 /// that need it meanwhile wait.
 ///
 /// # Errors
@@ -82,8 +83,9 @@ pub async fn obtain(
     store: &TemplateStore,
     configuration: &MicroVmConfiguration,
     size: MachineSize,
+    network_devices: usize,
 ) -> Result<(Template, bool), TemplateError> {
-    let inputs = TemplateInputs::of(configuration, size)?;
+    let inputs = TemplateInputs::of(configuration, size, network_devices)?;
     let name = inputs.name()?;
     if let Some(template) = found(store, &name) {
         return Ok((template, false));
@@ -139,6 +141,7 @@ async fn build(
         configuration,
         files: &files,
         size,
+        network: &PodNetwork::without_taps(inputs.network_devices),
         life: Life::ToBeSaved,
         cgroup: None,
     };

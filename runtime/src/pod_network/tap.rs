@@ -1,0 +1,55 @@
+//! Taps: network devices whose other end is a descriptor.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use container::netlink::{Message, Netlink, nested};
+use rustix::io::Errno;
+
+/// The tap's name; the kernel puts the first free number there.
+const NAME: &[u8] = b"bhtap%d";
+
+/// `IFLA_INET6_ADDR_GEN_MODE` of linux/if_link.h, and the mode without an address: the tap itself takes part in nothing.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const NO_ADDRESSES: u8 = 1;
+
+/// A new tap in the namespace of this thread, and its name. It is gone when its descriptor is.
+pub(super) fn make() -> io::Result<(OwnedFd, String)> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: ifreq is made of numbers and of arrays and a pointer that may be zero.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(NAME) {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes an ifreq through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name: Vec<u8> = request
+        .ifr_name
+        .iter()
+        .map(|byte| byte.cast_unsigned())
+        .take_while(|byte| *byte != 0)
+        .collect();
+    Ok((file.into(), String::from_utf8_lossy(&name).into_owned()))
+}
+
+/// Lets frames through, up to this length.
+pub(super) fn bring_up(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(), Errno> {
+    let family = nested(
+        libc::AF_INET6 as u16,
+        &[(IFLA_INET6_ADDR_GEN_MODE, vec![NO_ADDRESSES])],
+    )?;
+    let quiet = vec![nested(libc::IFLA_AF_SPEC, &[family])?];
+    match netlink.request(&Message::link(index, 0, 0, quiet)) {
+        // A kernel without IPv6 makes no addresses either.
+        Ok(()) | Err(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(error),
+    }
+    let up = libc::IFF_UP as u32;
+    let mtu = vec![(libc::IFLA_MTU, mtu.to_ne_bytes().to_vec())];
+    netlink.request(&Message::link(index, up, up, mtu))
+}
