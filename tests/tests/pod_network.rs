@@ -27,8 +27,8 @@ const RESOLVED: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);
 const PORT: u16 = 8000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Enough to need segments and their acknowledgements.
-const MUCH: usize = 3 << 20;
+/// In bytes: enough to need segments of several frames, and their acknowledgements.
+const MUCH: usize = 256 << 10;
 
 /// A network namespace, kept by a process of ours.
 struct Namespace {
@@ -124,7 +124,8 @@ fn run_in(container: &OciContainer, script: &str) -> Finished {
     container.on("exec", &["sh", "-ec", script])
 }
 
-/// Addresses and routes without what is of the device alone: its number, and the age of what expires.
+/// Addresses and routes without what is of the device alone: its number, and whether an IPv6 address is still to be, or
+/// not to be, looked for among the neighbours.
 fn addresses_and_routes(of: impl Fn(&str) -> String) -> Vec<String> {
     let said = of(
         "busybox ip -o address show dev eth5 | busybox sed 's/^[0-9]*: //'; busybox ip route; \
@@ -132,6 +133,7 @@ fn addresses_and_routes(of: impl Fn(&str) -> String) -> Vec<String> {
     );
     let mut lines: Vec<String> = said
         .lines()
+        .map(|line| line.replace(" tentative", "").replace(" flags 02", ""))
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|line| !line.is_empty())
         .collect();
@@ -139,10 +141,14 @@ fn addresses_and_routes(of: impl Fn(&str) -> String) -> Vec<String> {
     lines
 }
 
-/// A name server that knows one address of every name.
+/// A name server that knows one address of every name, until it is asked a question that is none.
 fn serve_names(socket: &UdpSocket) {
     let mut room = [0; 512];
-    while let Ok((length, client)) = socket.recv_from(&mut room) {
+    loop {
+        let (length, client) = socket.recv_from(&mut room).unwrap();
+        if length < 12 {
+            return;
+        }
         let question = &room[..length];
         // The kind of record that is asked for: the four bytes at the end are kind and class.
         let is_for_ipv4 = question[length - 4..length - 2] == [0, 1];
@@ -215,7 +221,7 @@ fn the_pods_interface_is_the_guests_and_traffic_goes_both_ways() {
     // By UDP, to a name server.
     let socket = outside.inside(|| UdpSocket::bind((OUTSIDE, 53)).unwrap());
     let socket = socket.join().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let ended = socket.try_clone().unwrap();
     let names = thread::spawn(move || serve_names(&socket));
     let resolved = within(&format!("busybox nslookup pod.test {OUTSIDE}"));
     assert!(resolved.contains(&RESOLVED.to_string()), "{resolved}");
@@ -223,6 +229,7 @@ fn the_pods_interface_is_the_guests_and_traffic_goes_both_ways() {
     container.on("delete", &["--force"]).expect(0);
     let left = pod.shell("cat /proc/net/dev");
     assert!(!left.contains("bhtap"), "{left}");
+    ended.send_to(b"end", (OUTSIDE, 53)).unwrap();
     names.join().unwrap();
 }
 
