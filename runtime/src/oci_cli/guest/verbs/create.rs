@@ -1,7 +1,7 @@
 //! `create`, as far as it is the same for `run`: a sandbox, an attendant, a container in the guest.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::delete::delete_from_pod;
 use super::{GuestError, configuration, event_loop};
+use crate::configuration::MicroVmConfiguration;
 use crate::kvm;
 use crate::oci_cli::create::Creation;
 use crate::oci_cli::log::{Log, chain};
@@ -63,7 +64,7 @@ pub(super) fn make(
     let directory = bundle.directory();
     let config: Value = std::fs::read(directory.join(CONFIGURATION))
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
-        .map_err(GuestError::Bundle)?;
+        .map_err(GuestError::Configured)?;
     let membership = Membership::of(&config, &global.root)?;
     let mut fit = config.clone();
     fit_for_guest(&mut fit, directory, &global.root)?;
@@ -109,7 +110,7 @@ struct Making<'a> {
 impl Making<'_> {
     fn make(
         &self,
-        configuration: &crate::configuration::MicroVmConfiguration,
+        configuration: &MicroVmConfiguration,
         shown: Option<Option<TerminalSize>>,
     ) -> Result<Created, GuestError> {
         let mut record = self.record()?;
@@ -163,7 +164,7 @@ impl Making<'_> {
         record.stage = Stage::Created;
         let terminal = match (terminal, &self.creation.console_socket) {
             (Some(master), Some(socket)) => {
-                container::send_terminal(socket, std::os::fd::AsFd::as_fd(&master))?;
+                container::send_terminal(socket, master.as_fd())?;
                 None
             }
             (terminal, _) => terminal,
@@ -228,7 +229,7 @@ impl Making<'_> {
             annotations: state.annotations,
             created_at: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             owner: rustix::process::geteuid().as_raw(),
-            shared_folder: unused_name().map_err(GuestError::EventLoop)?,
+            shared_folder: unused_name()?,
             cgroup: self.cgroup()?,
             stage: Stage::Creating,
             paused: false,
@@ -301,8 +302,8 @@ pub(super) fn open_terminal(size: Option<TerminalSize>) -> std::io::Result<(Owne
 }
 
 /// A name that nothing had before: what a guest remembers of a name it has seen does not concern the next container.
-pub(super) fn unused_name() -> std::io::Result<String> {
+pub(super) fn unused_name() -> Result<String, GuestError> {
     let mut random = [0; 8];
-    getrandom(&mut random, GetRandomFlags::empty())?;
+    getrandom(&mut random, GetRandomFlags::empty()).map_err(|errno| GuestError::Random(errno.into()))?;
     Ok(format!("{:016x}", u64::from_ne_bytes(random)))
 }

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use container::{Bundle, HostHooks, OciState, ProcessIdentity, Status};
+use container::{Bundle, HostHooks, OciState, Status};
 use tokio::time::timeout;
 
 use super::found::Found;
 use super::{GuestError, event_loop};
-use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::shared_directory::SharedDirectory;
 use crate::oci_cli::delete::DeleteArguments;
@@ -17,9 +16,6 @@ use crate::oci_cli::{GlobalOptions, OciError};
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::record::GuestContainer;
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
-
-/// How long an attendant that was killed may take to be gone.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the agent may take to remove a container whose sandbox lives on.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,9 +42,7 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
             "stop it first, or delete it by force, which kills it",
         )?;
     }
-    if let Some(attendant) = found.container.attendant {
-        end(attendant)?;
-    }
+    found.end_attendant()?;
     match PodSandbox::read(&found.folder)? {
         Some(sandbox) => sandbox.kill()?,
         None => delete_from_pod(&found.container, &found.sandbox_folder)?,
@@ -56,11 +50,6 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
     found.container.cgroup.remove()?;
     run_poststop_hooks(&found.container, found.folder.path(), log);
     Ok(found.folder.remove()?)
-}
-
-/// Kills an attendant. Its process in the guest is killed by its leash.
-fn end(attendant: ProcessIdentity) -> Result<(), GuestError> {
-    kill_and_wait(attendant, KILL_PATIENCE).map_err(|source| GuestError::Process { doing: "end", source })
 }
 
 /// Removes a container from a sandbox that goes on, if it does, and takes its files from it.

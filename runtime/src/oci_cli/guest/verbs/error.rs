@@ -1,6 +1,8 @@
 //! Why a verb failed behind the microVM wall.
 
-use container::{CgroupError, ConsoleSocketError, ContainerId, HookError, PidFileError, SpecError, Status};
+use container::{
+    BundleError, CgroupError, ConsoleSocketError, ContainerId, HookError, PidFileError, SpecError, Status,
+};
 
 use crate::configuration::ConfigurationError;
 use crate::kvm::KvmUnusable;
@@ -23,7 +25,13 @@ pub enum GuestError {
     Kvm(#[from] KvmUnusable),
     /// The bundle's configuration cannot be read.
     #[error("cannot read config.json of the bundle")]
-    Bundle(#[source] std::io::Error),
+    Configured(#[source] std::io::Error),
+    /// The configuration that was written down cannot be read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The host gives no random bytes.
+    #[error("drawing random bytes for a name")]
+    Random(#[source] std::io::Error),
     /// Its pod cannot be told.
     #[error(transparent)]
     Membership(#[from] MembershipError),
@@ -103,9 +111,9 @@ pub enum GuestError {
     /// What the agent measured is nothing this version understands.
     #[error("understanding what the agent measured")]
     Statistics(#[source] serde_json::Error),
-    /// Limits cannot be written.
-    #[error("writing the limits for the agent")]
-    Limits(#[source] serde_json::Error),
+    /// What the agent is to do cannot be written.
+    #[error("writing what the agent is to do")]
+    Request(#[source] serde_json::Error),
     /// The program's processes are not the host's.
     #[error("options for ps(1) mean nothing for processes of a guest, which the host's ps does not see")]
     PsOptions,

@@ -54,8 +54,8 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
         files: machine_files(&found.sandbox_folder).directory().to_owned(),
         attended: Attended::Process(ProcessPlan {
             container: found.container.id.clone(),
-            name: unused_name().map_err(GuestError::Terminal)?,
-            process: serde_json::to_value(&process).map_err(GuestError::Limits)?,
+            name: unused_name()?,
+            process: serde_json::to_value(&process).map_err(GuestError::Request)?,
         }),
         ends_machine: false,
         has_terminal: terminal.is_some(),

@@ -1,13 +1,20 @@
 //! A container that exists, and its machine.
 
-use container::{ContainerId, Status};
+use std::time::Duration;
+
+use container::{ContainerId, OciState, Status};
+use rustix::io::Errno;
 
 use super::GuestError;
+use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::oci_cli::GlobalOptions;
 use crate::oci_pod::folder::{Folder, FolderLock};
 use crate::oci_pod::record::GuestContainer;
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
+
+/// How long an attendant that was killed may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is written down of a container.
 pub(super) struct Found {
@@ -40,10 +47,20 @@ impl Found {
     }
 
     pub(super) fn status(&self) -> Result<Status, GuestError> {
-        self.container.status().map_err(|errno| GuestError::Process {
-            doing: "look at",
-            source: errno.into(),
-        })
+        self.container.status().map_err(looking)
+    }
+
+    pub(super) fn state(&self) -> Result<OciState, GuestError> {
+        self.container.state().map_err(looking)
+    }
+
+    /// Kills the attendant, if it lives. Its process in the guest is killed by its leash.
+    pub(super) fn end_attendant(&self) -> Result<(), GuestError> {
+        let ended = self
+            .container
+            .attendant
+            .map_or(Ok(()), |attendant| kill_and_wait(attendant, KILL_PATIENCE));
+        ended.map_err(|source| GuestError::Process { doing: "end", source })
     }
 
     /// Fails unless the container is in one of these states.
@@ -69,5 +86,12 @@ impl Found {
     pub(super) async fn machine(&self) -> Result<MicroVm, GuestError> {
         let files = machine_files(&self.sandbox_folder);
         Ok(MicroVm::join(self.sandbox()?.machine, &files).await?)
+    }
+}
+
+fn looking(errno: Errno) -> GuestError {
+    GuestError::Process {
+        doing: "look at",
+        source: errno.into(),
     }
 }

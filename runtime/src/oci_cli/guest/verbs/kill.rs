@@ -7,7 +7,6 @@ use tokio::time::timeout;
 
 use super::found::Found;
 use super::{GuestError, event_loop};
-use crate::kill_process::kill_and_wait;
 use crate::micro_vm::task::ProcessName;
 use crate::oci_cli::kill::KillArguments;
 use crate::oci_cli::log::Log;
@@ -22,7 +21,7 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
     let found = Found::look(global, &arguments.id)?;
     found.require(
         &[Status::Created, Status::Running, Status::Paused],
-        "there is no process to send a signal to",
+        "container not running, so there is no process to send a signal to",
     )?;
     let sent = event_loop()?.block_on(async {
         let send = async {
@@ -37,14 +36,12 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
             Some(send.await)
         }
     });
-    match (sent, found.container.attendant) {
-        (Some(sent), _) => sent?,
-        (None, Some(attendant)) => {
+    match sent {
+        Some(sent) => sent?,
+        None => {
             log.warning("the agent did not kill the container in time; its attendant is killed instead");
-            kill_and_wait(attendant, KILL_PATIENCE)
-                .map_err(|source| GuestError::Process { doing: "end", source })?;
+            found.end_attendant()?;
         }
-        (None, None) => {}
     }
     log.debug(|| format!("sent {} to container {}", arguments.signal, arguments.id));
     Ok(())

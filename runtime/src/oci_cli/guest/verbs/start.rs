@@ -1,6 +1,6 @@
 //! `start`: the program of a created container runs.
 
-use container::{Bundle, HostHooks, ProcessIdentity, Status};
+use container::{Bundle, HostHooks, Status};
 
 use super::found::Found;
 use super::{GuestError, event_loop};
@@ -29,24 +29,14 @@ pub(super) fn run_program(found: &mut Found) -> Result<(), GuestError> {
     })?;
     found.container.stage = Stage::Started;
     found.container.write(&found.folder)?;
-    let bundle = Bundle::load(found.folder.path())
-        .map_err(|error| GuestError::Bundle(std::io::Error::other(error)))?;
-    let state = found.container.state().map_err(|errno| GuestError::Process {
-        doing: "look at",
-        source: errno.into(),
-    })?;
-    if let Err(failed) = HostHooks::new(bundle.spec())?.run_poststart(&state) {
+    let bundle = Bundle::load(found.folder.path())?;
+    let failed = HostHooks::new(bundle.spec())?
+        .run_poststart(&found.state()?)
+        .err();
+    if let Some(failed) = failed {
         // The specification has the container stopped then (runtime.md, Lifecycle).
-        if let Some(attendant) = found.container.attendant {
-            kill_with_its_attendant(attendant)?;
-        }
+        found.end_attendant()?;
         return Err(failed.into());
     }
     Ok(())
-}
-
-fn kill_with_its_attendant(attendant: ProcessIdentity) -> Result<(), GuestError> {
-    let patience = std::time::Duration::from_secs(2);
-    crate::kill_process::kill_and_wait(attendant, patience)
-        .map_err(|source| GuestError::Process { doing: "end", source })
 }

@@ -9,7 +9,7 @@ use crate::oci_cli::update::UpdateArguments;
 use crate::oci_cli::{GlobalOptions, OciError};
 
 pub(super) fn update(arguments: &UpdateArguments, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
-    let changes = serde_json::to_vec(&arguments.changes()?).map_err(GuestError::Limits)?;
+    let changes = serde_json::to_vec(&arguments.changes()?).map_err(GuestError::Request)?;
     let (found, _lock) = Found::lock(global, &arguments.id)?;
     found.require(
         &[Status::Created, Status::Running, Status::Paused],
