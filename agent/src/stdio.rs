@@ -6,17 +6,25 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_vsock::VsockStream;
 
 /// What is read at a time, in bytes: the capacity of a pipe.
 const CHUNK: usize = 64 * 1024;
+
+/// How long an output of a process that has ended must have had nothing to read, twice, to be taken for empty: time for the
+/// event loop to see what was written last.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// Gives a container's standard input a pipe that `stream` fills, and closes it when the host has no more to send.
 ///
@@ -25,19 +33,62 @@ const CHUNK: usize = 64 * 1024;
 pub(crate) fn feed(stream: VsockStream) -> io::Result<OwnedFd> {
     let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
     let sink = pipe::Sender::from_owned_fd(write_end)?;
-    tokio::spawn(copy(stream, sink));
+    tokio::spawn(copy(stream, sink, |_| {}));
     Ok(read_end)
 }
 
-/// Gives a container's output a pipe that is drained into `stream`; the task ends once everything written has been
-/// handed to the stream.
+/// An output that is being handed to the host, until all of its writers have closed it.
+#[derive(Debug)]
+pub(crate) struct Draining {
+    task: JoinHandle<()>,
+    /// Whether everything written so far has been handed on.
+    is_empty: Arc<AtomicBool>,
+}
+
+impl Draining {
+    /// Begins to hand on what `source` gives to `stream`.
+    pub(crate) fn begin<R, W>(source: R, stream: W) -> Self
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let is_empty = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_empty);
+        Self {
+            task: tokio::spawn(copy(source, stream, move |empty| {
+                told.store(empty, Ordering::Relaxed)
+            })),
+            is_empty,
+        }
+    }
+
+    /// Waits until everything that a process has written which has just ended is handed on. Who else has the output open is
+    /// not waited for, and finds it closed: nobody on the host listens any more.
+    pub(crate) async fn finish(mut self) {
+        let mut quiet = 0;
+        while quiet < 2 {
+            // A copy that was cut off has nothing more to hand on.
+            if timeout(QUIET, &mut self.task).await.is_ok() {
+                return;
+            }
+            quiet = if self.is_empty.load(Ordering::Relaxed) {
+                quiet + 1
+            } else {
+                0
+            };
+        }
+        self.task.abort();
+    }
+}
+
+/// Gives a container's output a pipe that is drained into `stream`.
 ///
 /// # Errors
 /// When the pipe cannot be made.
-pub(crate) fn drain(stream: VsockStream) -> io::Result<(OwnedFd, JoinHandle<()>)> {
+pub(crate) fn drain(stream: VsockStream) -> io::Result<(OwnedFd, Draining)> {
     let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
     let source = pipe::Receiver::from_owned_fd(read_end)?;
-    Ok((write_end, tokio::spawn(copy(source, stream))))
+    Ok((write_end, Draining::begin(source, stream)))
 }
 
 /// `/dev/null` for a descriptor without a stream.
@@ -52,8 +103,7 @@ pub(crate) fn null() -> io::Result<OwnedFd> {
         .into())
 }
 
-/// Joins a terminal's master to the host's streams; the task ends once everything the terminal showed has been handed
-/// to `output`.
+/// Joins a terminal's master to the host's streams.
 ///
 /// # Errors
 /// When the master cannot be registered with the event loop.
@@ -61,20 +111,28 @@ pub(crate) fn attach_terminal(
     master: &OwnedFd,
     input: Option<VsockStream>,
     output: Option<VsockStream>,
-) -> io::Result<Option<JoinHandle<()>>> {
+) -> io::Result<Option<Draining>> {
     if let Some(input) = input {
-        tokio::spawn(copy(input, Terminal::new(master)?));
+        tokio::spawn(copy(input, Terminal::new(master)?, |_| {}));
     }
     let Some(output) = output else { return Ok(None) };
-    Ok(Some(tokio::spawn(copy(Terminal::new(master)?, output))))
+    Ok(Some(Draining::begin(Terminal::new(master)?, output)))
 }
 
 /// Copies until the source ends, then closes the sink's half. A failure of either side ends the copy as the end of the
-/// source would: the container sees a closed pipe, the host a closed stream, and both know what to do.
-async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(mut source: R, mut sink: W) {
+/// source would: the container sees a closed pipe, the host a closed stream, and both know what to do. `is_empty` is told
+/// when more is waited for, and when more has come.
+async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    mut source: R,
+    mut sink: W,
+    is_empty: impl Fn(bool),
+) {
     let mut chunk = vec![0; CHUNK];
     loop {
-        let length = match source.read(&mut chunk).await {
+        is_empty(true);
+        let read = source.read(&mut chunk).await;
+        is_empty(false);
+        let length = match read {
             Ok(0) | Err(_) => break,
             Ok(length) => length,
         };

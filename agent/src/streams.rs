@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use protocol::stream::{self, StreamError, StreamId};
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// How long a fresh connection may take to name its stream.
@@ -15,6 +15,9 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a connection waits that there was no room for.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How long a stream may wait for its process. Whoever opened it may have ended, and then nobody claims it.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The most streams that may wait for their process.
 const MOST_UNCLAIMED: usize = 1024;
@@ -41,9 +44,9 @@ pub(crate) enum ClaimError {
     },
 }
 
-/// The streams that wait, by id.
+/// The streams that wait, by id, and since when.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<HashMap<StreamId, VsockStream>>>);
+pub(crate) struct Streams(Arc<Mutex<HashMap<StreamId, (Instant, VsockStream)>>>);
 
 impl Streams {
     /// Takes the stream of that id; `None` for the empty id, which stands for `/dev/null`.
@@ -60,7 +63,7 @@ impl Streams {
         }
         let id = StreamId::new(id).map_err(|source| ClaimError::Id { descriptor, source })?;
         match self.0.lock().await.remove(&id) {
-            Some(stream) => Ok(Some(stream)),
+            Some((_, stream)) => Ok(Some(stream)),
             None => Err(ClaimError::Unknown { descriptor, id }),
         }
     }
@@ -103,10 +106,11 @@ impl Streams {
         let id = stream::accept(&mut connection).await?;
         // Held over the answer: the host may ask for a container of this stream as soon as it has read it.
         let mut waiting = self.0.lock().await;
+        waiting.retain(|_, (since, _)| since.elapsed() < CLAIM_DEADLINE);
         let free = waiting.len() < MOST_UNCLAIMED && !waiting.contains_key(&id);
         stream::answer(&mut connection, free).await?;
         if free {
-            waiting.insert(id, connection);
+            waiting.insert(id, (Instant::now(), connection));
         }
         Ok(())
     }

@@ -69,7 +69,10 @@ pub use hook::HookError;
 pub use host_hooks::HostHooks;
 pub use id::{ContainerId, InvalidContainerId};
 pub use init::NamespaceError;
-pub use kernel::{bring_loopback_up, close_on_exec_all_but_stdio_and, set_read_only};
+pub use kernel::{
+    bring_loopback_up, close_on_exec_all_but_stdio_and, make_mounts_private, set_read_only,
+    set_read_only_recursively,
+};
 pub use network::{NetDeviceError, netlink};
 pub use own_program::{ProgramError, keep_own_program_out_of_reach, own_program_path};
 pub use plan::SpecError;

@@ -133,11 +133,22 @@ fn a_container_lives_through_every_verb() {
         "bulkhead\n/tmp\n1\n5\n6\ntyped\n"
     );
     bundle.oci("exec", &[&id, "nowhere"]).expect(127);
+    // Who else has the output open is not waited for.
+    let begun = Instant::now();
+    let said = bundle
+        .oci("exec", &[&id, "sh", "-c", "sleep 100 & echo said"])
+        .expect(0);
+    assert_eq!(said.stdout, "said\n");
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    bundle
+        .oci("exec", &["--detach", "--tty", &id, "true"])
+        .expect(1)
+        .complains_of(&["--console-socket"]);
 
     let listed = bundle.on("ps", &["--format", "json"]).expect(0).stdout;
     assert_eq!(
         serde_json::from_str::<Vec<u32>>(&listed).unwrap().len(),
-        1,
+        2,
         "{listed}"
     );
     let table = bundle.on("ps", &[]).expect(0).stdout;
@@ -192,6 +203,20 @@ fn whatever_dies_the_others_notice_and_delete_cleans_up() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert!(!is_alive(machine));
     }
+    // Another version's record.
+    start(&bundle);
+    let machine = vmm(&bundle);
+    let path = bundle
+        .scratch()
+        .join("states")
+        .join(bundle.id())
+        .join("container.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record["more"] = json!(1);
+    fs::write(&path, record.to_string()).unwrap();
+    bundle.on("delete", &[]).expect(1).complains_of(&["damaged"]);
+    delete(&bundle);
+    assert!(!is_alive(machine));
 }
 
 #[test]

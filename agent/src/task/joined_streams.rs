@@ -4,12 +4,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use container::Stdio;
-use tokio::task::JoinHandle;
 use tokio_vsock::VsockStream;
 use ttrpc::Result;
 
 use super::failed;
-use crate::stdio;
+use crate::stdio::{self, Draining};
 use crate::streams::Streams;
 
 /// The ids in a request; an empty one names no stream.
@@ -51,8 +50,8 @@ impl ClaimedStreams {
 pub(super) struct JoinedStreams {
     /// What the terminal is to be joined to once it exists; none without one.
     terminal: Option<(Option<VsockStream>, Option<VsockStream>)>,
-    /// The tasks that drain outputs.
-    pub(super) outputs: Vec<JoinHandle<()>>,
+    /// What is handed to the host.
+    pub(super) outputs: Vec<Draining>,
     /// Whose end means that nobody on the host waits any more.
     pub(super) leash: Option<VsockStream>,
 }

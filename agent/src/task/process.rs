@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use container::Signal;
 use rustix::process::Pid;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::out_of_memory::OutOfMemoryKills;
 use crate::connection_end::end_of;
 use crate::exit_status::{Exit, ExitReceiver};
+use crate::stdio::Draining;
 
 /// The end of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub(super) struct Follower<L> {
     /// As errors name it.
     pub(super) process: String,
     pub(super) exit: ExitReceiver,
-    pub(super) outputs: Vec<JoinHandle<()>>,
+    pub(super) outputs: Vec<Draining>,
     pub(super) out_of_memory_kills: OutOfMemoryKills,
     /// Where there is one, the process lives only as long as the host's end of it.
     pub(super) leash: Option<L>,
@@ -111,8 +111,7 @@ impl<L: AsFd> Follower<L> {
         // Before the end is told, and before the draining, during which the cgroup may be removed.
         let out_of_memory_kills = self.out_of_memory_kills.count();
         for output in self.outputs {
-            // A copy that was cut off has nothing more to hand on.
-            let _ = output.await;
+            output.finish().await;
         }
         // Nobody may ask any more.
         self.end.send_replace(Some(End {
@@ -138,7 +137,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, SystemTime};
 
-    use tokio::sync::oneshot;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::timeout;
 
     use super::*;
@@ -217,18 +216,38 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn the_end_is_told_when_the_output_is_drained() {
         let mut setup = setup();
-        let (drained, draining) = oneshot::channel::<()>();
-        setup.follower.outputs.push(tokio::spawn(async {
-            let _ = draining.await;
-        }));
+        let (mut process, output) = tokio::io::duplex(8);
+        // The host takes a byte at a time, and none yet.
+        let (agent, mut host) = tokio::io::duplex(1);
+        setup.follower.outputs.push(Draining::begin(output, agent));
+        process.write_all(b"last").await.unwrap();
         setup.exit.send_replace(Some(EXIT));
 
         let followed = tokio::spawn(setup.follower.follow(not_killed));
-        let early = timeout(Duration::from_millis(20), setup.end.changed()).await;
+        let early = timeout(Duration::from_millis(300), setup.end.changed()).await;
         assert!(early.is_err(), "told before the output was drained");
 
-        drained.send(()).unwrap();
+        let mut received = Vec::new();
+        host.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"last");
         setup.end.wait_for(Option::is_some).await.unwrap();
         assert!(!followed.await.unwrap());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_output_that_somebody_else_has_open_does_not_hold_up_the_end() {
+        let mut setup = setup();
+        let (mut somebody, output) = tokio::io::duplex(8);
+        let (agent, mut host) = tokio::io::duplex(64);
+        setup.follower.outputs.push(Draining::begin(output, agent));
+        somebody.write_all(b"said").await.unwrap();
+        setup.exit.send_replace(Some(EXIT));
+
+        let followed = setup.follower.follow(not_killed);
+        assert!(!timeout(Duration::from_secs(10), followed).await.unwrap());
+        let mut received = Vec::new();
+        host.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"said");
+        assert!(somebody.write_all(b"too late").await.is_err());
     }
 }

@@ -46,6 +46,30 @@ pub fn set_read_only<F: AsFd>(mount: F) -> Result<(), Errno> {
     mount_setattr(mount.as_fd(), false, &read_only)
 }
 
+/// The same with all that is mounted below it: all of them or none.
+///
+/// # Errors
+/// When `mount` is no mount of the caller's.
+pub fn set_read_only_recursively<F: AsFd>(mount: F) -> Result<(), Errno> {
+    let read_only = MountAttributes {
+        set: attribute::RDONLY,
+        ..MountAttributes::default()
+    };
+    mount_setattr(mount.as_fd(), true, &read_only)
+}
+
+/// Has detached mounts, all below `mount` included, take no part in what is mounted on those they are copies of.
+///
+/// # Errors
+/// When `mount` is no mount of the caller's.
+pub fn make_mounts_private<F: AsFd>(mount: F) -> Result<(), Errno> {
+    let private = MountAttributes {
+        propagation: libc::MS_PRIVATE,
+        ..MountAttributes::default()
+    };
+    mount_setattr(mount.as_fd(), true, &private)
+}
+
 /// Changes the mount that `mount` refers to and, with `recursive`, all below it: all of them or none.
 pub(crate) fn mount_setattr(
     mount: impl AsFd,

@@ -94,6 +94,8 @@ impl<'a> SharedDirectory<'a> {
     /// When a source does not exist or cannot be bound. Nothing is shared then.
     pub fn share(&self, container: &str, bundle: &Path, config: &Value) -> Result<Value, ShareError> {
         let folder = folder(&self.files.export(), container)?;
+        // Not the folders above it: those of a machine that has been deleted are not to come back.
+        fs::create_dir(&folder).map_err(io_error("creating", &folder))?;
         let shared = self.share_below(&folder, container, bundle, config);
         if shared.is_err() {
             // What could not be made is the thing to tell.
@@ -116,7 +118,12 @@ impl<'a> SharedDirectory<'a> {
         let path = root.get("path").and_then(Value::as_str);
         let source = bundle.join(path.ok_or(ShareError::Configuration("root.path"))?);
         root.insert("path".into(), json!(guest.join("rootfs")));
-        let mut attachments = vec![detached(&source, &folder.join("rootfs"), false)?];
+        let mut attachments = vec![detached(
+            &source,
+            &folder.join("rootfs"),
+            Depth::Tree,
+            Writable::AsItIs,
+        )?];
         let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
         for (index, mount) in mounts
             .into_iter()
@@ -127,8 +134,19 @@ impl<'a> SharedDirectory<'a> {
             let source = mount.get("source").and_then(Value::as_str);
             let source = bundle.join(source.ok_or(ShareError::Configuration("mounts[].source"))?);
             let volume = Path::new("volumes").join(index.to_string());
-            let read_only = has_option(mount, &["ro"]);
-            attachments.push(detached(&source, &folder.join(&volume), read_only)?);
+            let depth = if has_option(mount, &["rbind"]) {
+                Depth::Tree
+            } else {
+                Depth::Mount
+            };
+            let writable = if has_option(mount, &["rro"]) {
+                Writable::Nowhere
+            } else if has_option(mount, &["ro"]) {
+                Writable::BelowTheTop
+            } else {
+                Writable::AsItIs
+            };
+            attachments.push(detached(&source, &folder.join(&volume), depth, writable)?);
             if let Some(mount) = mount.as_object_mut() {
                 mount.insert("source".into(), json!(guest.join(&volume)));
             }
@@ -196,8 +214,33 @@ fn folder(export: &Path, container: &str) -> Result<PathBuf, ShareError> {
     }
 }
 
+/// How much of what is mounted below a source comes along.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Nothing.
+    Mount,
+    /// All of it.
+    Tree,
+}
+
+/// Where a guest may write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writable {
+    /// Where the host may.
+    AsItIs,
+    /// In mounts below the source only, as `ro` has it.
+    BelowTheTop,
+    /// Nowhere, as `rro` has it.
+    Nowhere,
+}
+
 /// A copy of the mounts at `source`, a folder or a single file, and a `target` made to match.
-fn detached(source: &Path, target: &Path, read_only: bool) -> Result<Attachment, ShareError> {
+fn detached(
+    source: &Path,
+    target: &Path,
+    depth: Depth,
+    writable: Writable,
+) -> Result<Attachment, ShareError> {
     let metadata = fs::metadata(source).map_err(io_error("sharing", source))?;
     if metadata.is_dir() {
         create_directory(target)?;
@@ -205,13 +248,18 @@ fn detached(source: &Path, target: &Path, read_only: bool) -> Result<Attachment,
         create_directory(target.parent().unwrap_or(target))?;
         fs::File::create(target).map_err(io_error("creating", target))?;
     }
-    let copy =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mut copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    copy.set(OpenTreeFlags::AT_RECURSIVE, depth == Depth::Tree);
     let tree = open_tree(CWD, source, copy).map_err(mounting("opening", source))?;
-    if read_only {
-        // Before it is attached: what appears in the exported folder is read-only from its first moment.
-        container::set_read_only(&tree).map_err(mounting("making read-only", source))?;
+    // A copy of a shared mount would go on sharing: what the host mounts there later would appear in the guest.
+    container::make_mounts_private(&tree).map_err(mounting("parting from the host's", source))?;
+    // Before it is attached: what appears in the exported folder is read-only from its first moment.
+    match writable {
+        Writable::AsItIs => Ok(()),
+        Writable::BelowTheTop => container::set_read_only(&tree),
+        Writable::Nowhere => container::set_read_only_recursively(&tree),
     }
+    .map_err(mounting("making read-only", source))?;
     Ok(Attachment {
         tree,
         target: target.to_owned(),

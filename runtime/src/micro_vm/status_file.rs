@@ -55,7 +55,7 @@ impl StatusFile {
         Ok(())
     }
 
-    /// The events that have been added since the last call. A line that is none is another version's, and passed over.
+    /// The events that have been added since the last call.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -70,11 +70,26 @@ impl StatusFile {
             .rposition(|&byte| byte == b'\n')
             .map_or(0, |last| last + 1);
         let lines: Vec<u8> = self.unfinished.drain(..whole).collect();
-        Ok(lines
-            .split(|&byte| byte == b'\n')
-            .filter_map(|line| serde_json::from_slice(line).ok())
-            .collect())
+        Ok(events_of(&lines))
     }
+}
+
+/// The events of a machine that has ended.
+///
+/// # Errors
+/// When the file is not there or cannot be read.
+pub fn read_events(path: &Path) -> io::Result<Vec<Event>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LARGEST).read_to_end(&mut text)?;
+    Ok(events_of(&text))
+}
+
+/// A line that is none is another version's, and passed over.
+fn events_of(lines: &[u8]) -> Vec<Event> {
+    lines
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The virtual machine's process: started, listened to, ended.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,13 @@ use vmm::status::{Event, ExitKind, Phase};
 use super::console::ConsoleTail;
 use super::guest_text;
 use super::machine_files::MachineFiles;
-use super::status_file::StatusFile;
+use super::status_file::{self, StatusFile};
 
 /// How long the VMM may take to stop when asked.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// As much of the VMM's log is read, in bytes.
+const LONGEST_LOG: u64 = 64 << 10;
 
 /// A running (or ended) `bulkhead-vmm`. Dropping one that was spawned kills the machine, unless it was let go.
 #[derive(Debug)]
@@ -165,8 +168,12 @@ impl VmmProcess {
         let (sender, progress) = watch::channel(Progress::default());
         // SAFETY: the descriptor is owned by the registration and so open for as long as it lasts.
         let ended = unsafe { AsyncFd::register(pidfd.try_clone()?) }?;
-        let status = StatusFile::open(&files.status())?;
-        tokio::spawn(follow(status, ended, sender, files.clone()));
+        if ends_with_us {
+            let status = StatusFile::open(&files.status())?;
+            tokio::spawn(follow(status, ended, sender, files.clone()));
+        } else {
+            tokio::spawn(await_end(ended, sender, files.clone()));
+        }
         Ok(Self {
             pidfd,
             identity,
@@ -260,7 +267,7 @@ impl MachineEnd {
 
     /// The end of a machine whose process is gone, as its files tell it.
     fn of_ended(files: &MachineFiles) -> Self {
-        let events = StatusFile::open(&files.status()).and_then(|mut status| status.read_events());
+        let events = status_file::read_events(&files.status());
         let own_account = events.unwrap_or_default().iter().find_map(account);
         Self::told(own_account, None, files)
     }
@@ -309,6 +316,15 @@ fn account(event: &Event) -> Option<String> {
         Event::Exit(exit) => Some(format!("{}: {}", in_words(exit.reason.kind), exit.reason.message)),
         Event::Phase { .. } => None,
     }
+}
+
+/// Waits for the end of a machine that somebody else has started. Its account is read only then: to watch the file takes
+/// one of the few inotify instances that a user has.
+async fn await_end(ended: AsyncFd<OwnedFd>, progress: watch::Sender<Progress>, files: MachineFiles) {
+    // It fails only when the event loop ends.
+    let _ = ended.readable().await;
+    let end = MachineEnd::of_ended(&files);
+    progress.send_modify(|progress| progress.end = Some(end));
 }
 
 /// Follows the machine's account of itself to its end, then reaps the process, if it is our child.
@@ -369,7 +385,9 @@ fn last_words(log: &Path, status: Option<&WaitIdStatus>) -> String {
         },
         None => "the VMM ended".to_owned(),
     };
-    match std::fs::read_to_string(log) {
+    let mut said = Vec::new();
+    let read = File::open(log).and_then(|log| log.take(LONGEST_LOG).read_to_end(&mut said));
+    match read.map(|_| String::from_utf8_lossy(&said)) {
         Ok(log) if !log.trim().is_empty() => {
             let last: Vec<&str> = log.trim().lines().rev().take(5).collect();
             let last: Vec<&str> = last.into_iter().rev().collect();

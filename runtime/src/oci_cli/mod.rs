@@ -129,7 +129,11 @@ fn main_as(name: &str) -> ExitCode {
     } else {
         Ok(())
     };
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    // Other processes than this one go on with it, from other folders. A folder of ours that has been removed has no paths.
+    if let Ok(root) = std::path::absolute(&arguments.global.root) {
+        arguments.global.root = root;
+    }
     let log = match Log::open(
         arguments.global.log.as_deref(),
         arguments.global.log_format,

@@ -9,10 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use container::ContainerId;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::record::RECORD;
 
 /// How long a command waits for another that works on the same container. Its creation may boot a guest.
 const LOCK_PATIENCE: Duration = Duration::from_secs(180);
@@ -115,11 +117,14 @@ impl Folder {
     /// When it takes too long, or the folder is gone.
     pub fn lock(&self) -> Result<FolderLock, FolderError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let folder = open(&self.path, flags, Mode::empty()).map_err(failed("open", &self.path))?;
+        let open = || open(&self.path, flags, Mode::empty()).map_err(failed("open", &self.path));
+        let mut folder = open()?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(FolderLock { _folder: folder }),
+                Ok(()) if self.is(&folder) => return Ok(FolderLock { _folder: folder }),
+                // It was deleted while we waited, and perhaps made anew.
+                Ok(()) => folder = open()?,
                 Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
                     thread::sleep(LOCK_STEP);
                 }
@@ -130,6 +135,14 @@ impl Folder {
                 }
                 Err(errno) => return Err(failed("lock", &self.path)(errno)),
             }
+        }
+    }
+
+    /// Whether the descriptor is of the folder that has the name now.
+    fn is(&self, folder: &OwnedFd) -> bool {
+        match (fstat(folder), stat(&self.path)) {
+            (Ok(held), Ok(named)) => (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino),
+            _ => false,
         }
     }
 
@@ -176,10 +189,25 @@ impl Folder {
     /// # Errors
     /// When something cannot be removed; one that is gone is none.
     pub fn remove(&self) -> Result<(), FolderError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.path)(error)),
-            _ => Ok(()),
-        }
+        let present = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        };
+        // What the container is known by goes last: a removal that is cut short can be done again.
+        let remove_the_rest = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    present(fs::remove_dir_all(entry.path()))?;
+                } else if entry.file_name() != RECORD {
+                    present(fs::remove_file(entry.path()))?;
+                }
+            }
+            Ok(())
+        };
+        present(remove_the_rest())
+            .and_then(|()| present(fs::remove_dir_all(&self.path)))
+            .map_err(failed("remove", &self.path))
     }
 }
 

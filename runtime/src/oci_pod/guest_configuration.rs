@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
+use container::ContainerId;
 use rustix::fs::statfs;
 use serde_json::{Value, json};
 
-use super::folder::FolderError;
 use super::membership::{attendant_of, attended_by};
 
 /// The guest's own network namespace, which is the pod's, by its first process.
@@ -66,18 +66,20 @@ pub enum GuestConfigurationError {
         /// Its path.
         path: String,
     },
-    /// Other containers cannot be looked at.
-    #[error("looking for the container whose namespaces are joined")]
-    Folder(#[from] FolderError),
 }
 
 /// Changes what the guest is to have otherwise than the host, and refuses what it cannot have. `root` is where the
-/// containers that it may join are written down; relative paths are of `bundle`.
+/// containers that it may join are written down, those of `sandbox`; relative paths are of `bundle`.
 ///
 /// # Errors
 /// With the field that means nothing in a guest.
-pub fn fit_for_guest(config: &mut Value, bundle: &Path, root: &Path) -> Result<(), GuestConfigurationError> {
-    join_namespaces(config, root)?;
+pub fn fit_for_guest(
+    config: &mut Value,
+    bundle: &Path,
+    root: &Path,
+    sandbox: &ContainerId,
+) -> Result<(), GuestConfigurationError> {
+    join_namespaces(config, root, sandbox)?;
     leave_hooks_to_the_host(config)?;
     if config.pointer("/linux/seccomp/listenerPath").is_some_and(is_said) {
         return Err(GuestConfigurationError::SeccompListener);
@@ -93,7 +95,11 @@ fn is_said(value: &Value) -> bool {
     value.as_str().is_some_and(|text| !text.is_empty())
 }
 
-fn join_namespaces(config: &mut Value, root: &Path) -> Result<(), GuestConfigurationError> {
+fn join_namespaces(
+    config: &mut Value,
+    root: &Path,
+    sandbox: &ContainerId,
+) -> Result<(), GuestConfigurationError> {
     let namespaces = config
         .pointer_mut("/linux/namespaces")
         .and_then(Value::as_array_mut);
@@ -108,10 +114,10 @@ fn join_namespaces(config: &mut Value, root: &Path) -> Result<(), GuestConfigura
             }
             _ if path.is_empty() => continue,
             "ipc" | "uts" | "pid" => {
+                // A number means the same process only in the same guest.
                 let container = attendant_of(&path)
-                    .map(|pid| attended_by(root, pid))
-                    .transpose()?
-                    .flatten();
+                    .and_then(|pid| attended_by(root, pid))
+                    .filter(|container| container.sandbox == sandbox.as_str());
                 match (container, path.rsplit_once('/')) {
                     (Some(container), Some((_, name))) => {
                         format!("/proc/{}/ns/{name}", container.guest_pid)
@@ -185,7 +191,8 @@ mod tests {
     use super::*;
 
     fn fitted(mut config: Value) -> Result<Value, GuestConfigurationError> {
-        fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"))?;
+        let sandbox = "pod".parse().unwrap();
+        fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"), &sandbox)?;
         Ok(config)
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use container::{ContainerId, InvalidContainerId};
 use serde_json::Value;
 
-use super::folder::{Folder, FolderError};
+use super::folder::Folder;
 use super::record::GuestContainer;
 use crate::isolation::SANDBOX_ANNOTATION;
 
@@ -63,9 +63,12 @@ pub enum MembershipError {
         /// The annotation.
         annotation: &'static str,
     },
-    /// Other containers cannot be looked at.
-    #[error("looking for the container whose namespaces are joined")]
-    Folder(#[from] FolderError),
+    /// Two annotations that name different sandboxes.
+    #[error("annotation {SANDBOX_ANNOTATION} does not name the sandbox that {annotation} does")]
+    Contradiction {
+        /// The other annotation.
+        annotation: &'static str,
+    },
 }
 
 impl Membership {
@@ -75,10 +78,12 @@ impl Membership {
     /// When its annotations contradict themselves.
     pub fn of(config: &Value, root: &Path) -> Result<Self, MembershipError> {
         let annotation = |name: &str| config.get("annotations")?.get(name)?.as_str();
-        if let Some(sandbox) = annotation(SANDBOX_ANNOTATION) {
-            return member(SANDBOX_ANNOTATION, sandbox);
-        }
+        let ours = annotation(SANDBOX_ANNOTATION);
         for (part, sandbox) in CONVENTIONS {
+            // Who makes pods says which is which. An annotation that the pod's author may have written does not gainsay it.
+            if annotation(part).is_some() && ours.is_some() && ours != annotation(sandbox) {
+                return Err(MembershipError::Contradiction { annotation: sandbox });
+            }
             match annotation(part) {
                 None => {}
                 Some(SANDBOX) => return Ok(Self::Founder { of_a_pod: true }),
@@ -96,9 +101,12 @@ impl Membership {
                 }
             }
         }
+        if let Some(sandbox) = ours {
+            return member(SANDBOX_ANNOTATION, sandbox);
+        }
         // podman's pods: a container names the namespaces of the first by its process.
         let joined = namespaces(config).find_map(|(_, path)| attendant_of(path?));
-        match joined.map(|pid| attended_by(root, pid)).transpose()?.flatten() {
+        match joined.and_then(|pid| attended_by(root, pid)) {
             Some(container) => Ok(Self::Member(
                 // Written down by us, who had it checked.
                 container.sandbox.parse().map_err(|source| MembershipError::Id {
@@ -137,27 +145,24 @@ pub fn attendant_of(path: &str) -> Option<i32> {
     pid.parse().ok()
 }
 
-/// The container below `root` that the living process `pid` stands for.
-///
-/// # Errors
-/// When a record cannot be read.
-pub fn attended_by(root: &Path, pid: i32) -> Result<Option<GuestContainer>, FolderError> {
+/// The container below `root` that the living process `pid` stands for. One whose record cannot be read is none to join.
+pub fn attended_by(root: &Path, pid: i32) -> Option<GuestContainer> {
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(Ok(id)) = name.to_str().map(str::parse::<ContainerId>) else {
             continue;
         };
-        let Some(container) = GuestContainer::read(&Folder::of(root, &id))? else {
+        let Ok(Some(container)) = GuestContainer::read(&Folder::of(root, &id)) else {
             continue;
         };
         let stands_for_it = |attendant: container::ProcessIdentity| {
             attendant.pid == pid && attendant.is_alive().unwrap_or(false)
         };
         if container.attendant.is_some_and(stands_for_it) {
-            return Ok(Some(container));
+            return Some(container);
         }
     }
-    Ok(None)
+    None
 }
 
 #[cfg(test)]
@@ -195,6 +200,17 @@ mod tests {
         }
         let member = of(json!({ SANDBOX_ANNOTATION: "pod" })).unwrap();
         assert_eq!(member, Membership::Member("pod".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_pods_author_does_not_choose_another_pod() {
+        for (part, sandbox) in CONVENTIONS {
+            let contradiction = json!({ part: "container", sandbox: "mine", SANDBOX_ANNOTATION: "theirs" });
+            assert!(matches!(
+                of(contradiction),
+                Err(MembershipError::Contradiction { .. })
+            ));
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::pod_network::{PodNetwork, PodNetworkError};
 use crate::sizing::{HOST_OVERHEAD_MIB, MachineSize, PodLimits, TooLarge, machine_size};
 
 /// The record's file in the first container's folder.
-const RECORD: &str = "sandbox.json";
+pub const RECORD: &str = "sandbox.json";
 
 /// The machine's folder in the first container's.
 const MACHINE: &str = "vm";

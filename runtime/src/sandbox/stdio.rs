@@ -8,6 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 use tokio::sync::oneshot;
 
@@ -127,9 +129,34 @@ fn copy_bytes(mut from: File, to: &mut File) -> io::Result<()> {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_for(&from, PollFlags::IN)?;
+                continue;
+            }
             Err(_) => return Ok(()),
         };
-        to.write_all(buffer.get(..count).unwrap_or_default())?;
+        write_all(to, buffer.get(..count).unwrap_or_default())?;
+    }
+}
+
+/// Also to a descriptor that does not block: somebody else who has it may have made it so for everyone.
+fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for(to, PollFlags::OUT)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_for(file: &File, readiness: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(file, readiness)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -155,6 +182,26 @@ mod tests {
         feeding.join().unwrap().unwrap();
         end.blocking_recv().unwrap().unwrap();
         assert_eq!(received, expected);
+    }
+
+    #[test]
+    fn descriptors_that_do_not_block_lose_nothing() {
+        let (source, mut feeder) = UnixStream::pair().unwrap();
+        let (sink, mut reader) = UnixStream::pair().unwrap();
+        source.set_nonblocking(true).unwrap();
+        sink.set_nonblocking(true).unwrap();
+        let end = copy_in_background("test", source.into(), sink.into()).unwrap();
+        let sent = vec![b'x'; 3 << 20];
+        let feeding = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            feeder.write_all(&sent)
+        });
+        thread::sleep(Duration::from_millis(100));
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).unwrap();
+        feeding.join().unwrap().unwrap();
+        end.blocking_recv().unwrap().unwrap();
+        assert_eq!(received.len(), 3 << 20);
     }
 
     #[test]

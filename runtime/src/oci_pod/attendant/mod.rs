@@ -37,19 +37,30 @@ const NOTHING_ATTENDED: ExitStatus = ExitStatus(255);
 /// The longest plan, in bytes: it holds a configuration.
 const LONGEST_PLAN: u64 = 64 << 20;
 
-/// The signals that are the process's to handle. SIGKILL and SIGSTOP cannot be; they end or stop the attendant, and its
-/// leash with it.
-const HANDED_ON: [libc::c_int; 9] = [
-    libc::SIGALRM,
-    libc::SIGCONT,
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGTSTP,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
+/// The signals that are the attendant's own: they cannot be caught (and its leash ends with it), tell of its own faults or
+/// children or terminal, or are the C library's (32 and 33).
+const OWN: [libc::c_int; 17] = [
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGCHLD,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGKILL,
+    libc::SIGPIPE,
+    libc::SIGSEGV,
+    libc::SIGSTOP,
+    libc::SIGSYS,
+    libc::SIGTRAP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    32,
+    33,
 ];
+
+/// The last signal there is (signal(7)).
+const LAST_SIGNAL: libc::c_int = 64;
 
 /// Attends, and returns what the process ended with. `descriptor` is the socket of whoever made us.
 pub fn attend(descriptor: RawFd) -> u8 {
@@ -239,7 +250,8 @@ struct Signals(tokio::sync::mpsc::UnboundedReceiver<libc::c_int>);
 impl Signals {
     fn catch() -> io::Result<Self> {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        for number in HANDED_ON.into_iter().chain([libc::SIGWINCH]) {
+        let handed_on = (1..=LAST_SIGNAL).filter(|number| !OWN.contains(number));
+        for number in handed_on.chain([libc::SIGWINCH]) {
             let mut stream = signal(SignalKind::from_raw(number))?;
             let sender = sender.clone();
             tokio::spawn(

@@ -9,7 +9,7 @@ use container::{Bundle, HostHooks, OciState, PodCgroup, PodLimits};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::termios::{Winsize, tcsetwinsize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::delete::delete_from_pod;
 use super::{GuestError, configuration, event_loop};
@@ -59,6 +59,9 @@ pub(super) fn make(
     if !descriptors::preserved(creation.preserve_fds).is_empty() {
         return Err(GuestError::Descriptors);
     }
+    // What our caller has open for itself is neither the machine's nor the attendant's.
+    container::close_on_exec_all_but_stdio_and(&mut [])
+        .map_err(|errno| GuestError::Inheritance(errno.into()))?;
     let configuration = configuration(global)?;
     kvm::check(&configuration.microvm.kvm)?;
     let directory = bundle.directory();
@@ -67,7 +70,11 @@ pub(super) fn make(
         .map_err(GuestError::Configured)?;
     let membership = Membership::of(&config, &global.root)?;
     let mut fit = config.clone();
-    fit_for_guest(&mut fit, directory, &global.root)?;
+    let sandbox = match &membership {
+        Membership::Founder { .. } => &creation.id,
+        Membership::Member(sandbox) => sandbox,
+    };
+    fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
 
     let folder = Folder::create(&global.root, &creation.id)?;
     let making = Making {
@@ -80,11 +87,13 @@ pub(super) fn make(
         global,
         log,
     };
-    let made = folder
-        .lock()
-        .map_err(GuestError::from)
-        .and_then(|_lock| making.make(&configuration.microvm, shown));
-    if made.is_err() {
+    let lock = folder.lock();
+    let made = match &lock {
+        Ok(_) => making.make(&configuration.microvm, shown),
+        // Somebody has deleted it already.
+        Err(_) => Err(GuestError::Gone(creation.id.clone())),
+    };
+    if lock.is_ok() && made.is_err() {
         // What could not be made is the thing to tell; what is left of it is there to be deleted.
         if let Err(left) = making.undo() {
             log.warning(&chain(&left));
@@ -113,6 +122,9 @@ impl Making<'_> {
         configuration: &MicroVmConfiguration,
         shown: Option<Option<TerminalSize>>,
     ) -> Result<Created, GuestError> {
+        if self.has_terminal() && shown.is_none() && self.creation.console_socket.is_none() {
+            return Err(GuestError::NoConsoleSocket);
+        }
         let mut record = self.record()?;
         record.write(self.folder)?;
         self.folder.write(CONFIGURATION, &self.config)?;
@@ -139,8 +151,12 @@ impl Making<'_> {
                 Folder::of(&self.global.root, id),
             ),
         };
-        let has_terminal = self.config.pointer("/process/terminal") == Some(&Value::Bool(true));
+        let has_terminal = self.has_terminal();
+        let mut fit = self.fit.clone();
         let (stdio, terminal) = if has_terminal {
+            if let (Some(Some(size)), Some(process)) = (shown, fit.get_mut("process")) {
+                process["consoleSize"] = json!({ "width": size.columns, "height": size.rows });
+            }
             let (master, slave) = self.terminal(shown.flatten()).map_err(GuestError::Terminal)?;
             (AttendantStdio::Terminal(slave), Some(master))
         } else {
@@ -152,7 +168,7 @@ impl Making<'_> {
             attended: Attended::Container(ContainerPlan {
                 id: record.id.clone(),
                 bundle: self.bundle.directory().to_owned(),
-                config: self.fit.clone(),
+                config: fit,
                 shared_folder: record.shared_folder.clone(),
             }),
             ends_machine: self.membership == Membership::Founder { of_a_pod: false },
@@ -190,6 +206,10 @@ impl Making<'_> {
             attendant: identity,
             terminal,
         })
+    }
+
+    fn has_terminal(&self) -> bool {
+        self.config.pointer("/process/terminal") == Some(&Value::Bool(true))
     }
 
     /// Leaves nothing of what was made.

@@ -3,19 +3,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use container::{Bundle, HostHooks, OciState, Status};
+use container::{Bundle, HostHooks, OciState, PodCgroup, ProcessIdentity, Status};
+use serde_json::Value;
 use tokio::time::timeout;
 
-use super::found::Found;
+use super::found::{Found, KILL_PATIENCE};
 use super::{GuestError, event_loop};
+use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::shared_directory::SharedDirectory;
 use crate::oci_cli::delete::DeleteArguments;
 use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError};
-use crate::oci_pod::folder::Folder;
-use crate::oci_pod::record::GuestContainer;
-use crate::oci_pod::sandbox::{PodSandbox, machine_files};
+use crate::oci_pod::folder::{Folder, FolderError};
+use crate::oci_pod::record::{GuestContainer, RECORD};
+use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
 
 /// How long the agent may take to remove a container whose sandbox lives on.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -26,6 +28,10 @@ pub(super) fn delete(arguments: &DeleteArguments, global: &GlobalOptions, log: &
     let (_lock, found) = match (lock, found) {
         (Ok(lock), Ok(found)) => (lock, found),
         (_, Err(GuestError::Gone(_))) if arguments.force => return Ok(()),
+        (Ok(_lock), Err(GuestError::Folder(damage @ FolderError::Damaged { .. }))) if arguments.force => {
+            log.warning(&chain(&damage));
+            return Ok(remove_damaged(&Folder::of(&global.root, &arguments.id))?);
+        }
         (Err(error), _) => return Err(GuestError::from(error).into()),
         (_, Err(error)) => return Err(error.into()),
     };
@@ -50,6 +56,28 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
     found.container.cgroup.remove()?;
     run_poststop_hooks(&found.container, found.folder.path(), log);
     Ok(found.folder.remove()?)
+}
+
+/// Removes a container whose record is damaged or of another version: what it still tells is ended, and what it does not is
+/// not known any more.
+fn remove_damaged(folder: &Folder) -> Result<(), GuestError> {
+    let said = |record: &str, member: &str| -> Option<Value> {
+        let text = std::fs::read(folder.path().join(record)).ok()?;
+        let record: Value = serde_json::from_slice(&text).ok()?;
+        record.get(member).cloned()
+    };
+    let processes = [said(RECORD, "attendant"), said(sandbox::RECORD, "machine")];
+    for process in processes.into_iter().flatten() {
+        if let Ok(process) = serde_json::from_value::<ProcessIdentity>(process) {
+            kill_and_wait(process, KILL_PATIENCE)
+                .map_err(|source| GuestError::Process { doing: "end", source })?;
+        }
+    }
+    let cgroup = said(RECORD, "cgroup").and_then(|cgroup| serde_json::from_value::<PodCgroup>(cgroup).ok());
+    if let Some(cgroup) = cgroup {
+        cgroup.remove()?;
+    }
+    Ok(folder.remove()?)
 }
 
 /// Removes a container from a sandbox that goes on, if it does, and takes its files from it.

@@ -68,6 +68,14 @@ pub enum GuestError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Descriptors of the caller would be inherited.
+    #[error("cannot keep the caller's descriptors to ourselves")]
+    Inheritance(#[source] std::io::Error),
+    /// Nobody would have the terminal.
+    #[error(
+        "process.terminal: with nobody in the foreground to show it to, --console-socket says who gets the terminal"
+    )]
+    NoConsoleSocket,
     /// Its terminal could not be made.
     #[error("cannot make a terminal")]
     Terminal(#[source] std::io::Error),
@@ -108,6 +116,9 @@ pub enum GuestError {
          `--isolation shared-kernel` can"
     )]
     Descriptors,
+    /// The agent answers without having an answer.
+    #[error("the agent told of a want of memory that there was not")]
+    NoNews,
     /// What the agent measured is nothing this version understands.
     #[error("understanding what the agent measured")]
     Statistics(#[source] serde_json::Error),

@@ -12,6 +12,9 @@ use crate::micro_vm::MicroVm;
 use crate::oci_cli::events::{EventsArguments, tell_out_of_memory, tell_use};
 use crate::oci_cli::{GlobalOptions, OciError};
 
+/// As many processes at most are told of that the guest says have been killed at once.
+const MOST_TOLD_AT_ONCE: u64 = 1000;
+
 pub(super) fn events(arguments: &EventsArguments, global: &GlobalOptions) -> Result<(), OciError> {
     let found = Found::look(global, &arguments.id)?;
     if matches!(found.status()?, Status::Stopped | Status::Creating) {
@@ -53,11 +56,16 @@ async fn follow(machine: &MicroVm, found: &Found, interval: Duration) -> Result<
                 biased;
                 changed = &mut watch => {
                     let changed = changed.map_err(GuestError::from)?;
-                    for _ in known..changed.kills {
+                    let news = changed.kills.saturating_sub(known);
+                    // The number is the guest's word.
+                    for _ in 0..news.min(MOST_TOLD_AT_ONCE) {
                         tell_out_of_memory(&found.id)?;
                     }
                     if changed.ended {
                         return Ok(());
+                    }
+                    if news == 0 {
+                        return Err(GuestError::NoNews.into());
                     }
                     known = changed.kills;
                     break;

@@ -1,6 +1,5 @@
 //! `exec`: one more process in a container, with an attendant of its own.
 
-use std::io;
 use std::os::fd::AsFd as _;
 
 use container::{Bundle, Status};
@@ -9,12 +8,12 @@ use super::GuestError;
 use super::create::{open_terminal, unused_name};
 use super::found::Found;
 use crate::oci_cli::exec::ExecArguments;
-use crate::oci_cli::foreground::Foreground;
+use crate::oci_cli::foreground::{Foreground, take_our_size};
 use crate::oci_cli::log::Log;
 use crate::oci_cli::{GlobalOptions, OciError, descriptors};
 use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ProcessPlan};
 use crate::oci_pod::sandbox::machine_files;
-use crate::terminal::{self, TerminalSize};
+use crate::terminal::TerminalSize;
 
 pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
     let found = Found::look(global, &arguments.id)?;
@@ -27,24 +26,27 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
     }
     let bundle = Bundle::load(found.folder.path())?;
     let configured = bundle.spec().process().clone().unwrap_or_default();
-    let process = arguments.process(configured)?;
+    let mut process = arguments.process(configured)?;
+    container::close_on_exec_all_but_stdio_and(&mut [])
+        .map_err(|errno| GuestError::Inheritance(errno.into()))?;
     let foreground = if arguments.detach {
         None
     } else {
         Some(Foreground::begin()?)
     };
     let (stdio, terminal) = if process.terminal() == Some(true) {
+        if foreground.is_some() {
+            take_our_size(&mut process);
+        } else if arguments.console_socket.is_none() {
+            return Err(GuestError::NoConsoleSocket.into());
+        }
         let asked = process.console_size().as_ref().and_then(|size| {
             Some(TerminalSize {
                 columns: size.width().try_into().ok()?,
                 rows: size.height().try_into().ok()?,
             })
         });
-        let size = foreground
-            .as_ref()
-            .and_then(|_| terminal::size(io::stdin()))
-            .or(asked);
-        let (master, slave) = open_terminal(size).map_err(GuestError::Terminal)?;
+        let (master, slave) = open_terminal(asked).map_err(GuestError::Terminal)?;
         (AttendantStdio::Terminal(slave), Some(master))
     } else {
         (AttendantStdio::Inherited, None)

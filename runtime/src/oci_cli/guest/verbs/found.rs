@@ -14,7 +14,7 @@ use crate::oci_pod::record::GuestContainer;
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
 
 /// How long an attendant that was killed may take to be gone.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is written down of a container.
 pub(super) struct Found {
@@ -61,6 +61,16 @@ impl Found {
             .attendant
             .map_or(Ok(()), |attendant| kill_and_wait(attendant, KILL_PATIENCE));
         ended.map_err(|source| GuestError::Process { doing: "end", source })
+    }
+
+    /// Ends a container whose agent does not: to whoever waits for it at once, and with its machine if that is its alone. A
+    /// pod's machine is for the pod's first container to end.
+    pub(super) fn end_from_outside(&self) -> Result<(), GuestError> {
+        self.end_attendant()?;
+        match PodSandbox::read(&self.folder)? {
+            Some(sandbox) if !sandbox.of_a_pod => Ok(sandbox.kill()?),
+            _ => Ok(()),
+        }
     }
 
     /// Fails unless the container is in one of these states.

@@ -9,7 +9,7 @@ use super::found::Found;
 use super::{GuestError, event_loop};
 use crate::micro_vm::task::ProcessName;
 use crate::oci_cli::kill::KillArguments;
-use crate::oci_cli::log::Log;
+use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError};
 
 /// How long the agent may take to kill a container. After that its attendant is killed, which the agent follows if it
@@ -37,10 +37,19 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
         }
     });
     match sent {
-        Some(sent) => sent?,
-        None => {
-            log.warning("the agent did not kill the container in time; its attendant is killed instead");
-            found.end_attendant()?;
+        Some(Ok(())) => {}
+        Some(Err(error)) if arguments.signal != Signal::KILL || found.status()? == Status::Stopped => {
+            return Err(error.into());
+        }
+        unable => {
+            let why = match unable {
+                Some(Err(error)) => chain(&error),
+                _ => format!("no answer within {} s", KILL_PATIENCE.as_secs()),
+            };
+            log.warning(&format!(
+                "the agent did not kill the container, so it is ended from outside: {why}"
+            ));
+            found.end_from_outside()?;
         }
     }
     log.debug(|| format!("sent {} to container {}", arguments.signal, arguments.id));

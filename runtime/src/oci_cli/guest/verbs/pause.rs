@@ -22,7 +22,11 @@ pub(super) fn pause(id: &ContainerId, global: &GlobalOptions, log: &Log) -> Resu
 
 pub(super) fn resume(id: &ContainerId, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
     let (mut found, _lock) = Found::lock(global, id)?;
-    found.require(&[Status::Paused], "only one that is paused can be resumed")?;
+    // One that was paused by a command which did not come to write it down is told so.
+    found.require(
+        &[Status::Paused, Status::Running, Status::Created],
+        "only one that is paused can be resumed",
+    )?;
     call(&found, false)?;
     found.container.paused = false;
     found.container.write(&found.folder)?;
