@@ -234,6 +234,34 @@ fn the_pods_interface_is_the_guests_and_traffic_goes_both_ways() {
 }
 
 #[test]
+fn a_pod_with_two_interfaces_has_both_under_their_names() {
+    let (pod, outside) = networks();
+    // A name that the guest's other device has at first.
+    outside.shell(&format!(
+        "busybox ip link add name second type veth
+        busybox ip link set veth0 netns {}
+        busybox ip address add 10.98.0.1/24 dev second
+        busybox ip link set second up",
+        pod.holder.id()
+    ));
+    pod.shell(
+        "busybox ip link set veth0 name eth0
+        busybox ip address add 10.98.0.2/24 dev eth0
+        busybox ip link set eth0 up",
+    );
+    let Some(container) = container(Some(&pod.path()), &["sleep", "60"]) else {
+        return;
+    };
+    let id = container.id();
+    container.oci("run", &["--detach", &id]).expect(0);
+    outside.shell(&format!("busybox ping -c 2 -W 10 {POD}"));
+    outside.shell("busybox ping -c 2 -W 10 10.98.0.2");
+    let listed = run_in(&container, "busybox ls /sys/class/net").expect(0).stdout;
+    assert_eq!(listed, "eth0\neth5\nlo\n");
+    container.on("delete", &["--force"]).expect(0);
+}
+
+#[test]
 fn a_pod_without_a_network_has_loopback_alone() {
     let Some(container) = container(None, &["sh", "-c", "busybox ls /sys/class/net; busybox ip route"])
     else {
