@@ -57,6 +57,21 @@ impl Bundle {
                 source,
             })?;
         let path = directory.join("config.json");
+        Self::read(directory, path)
+    }
+
+    /// Reads a configuration whatever its file is called. What is relative in it is so to the file's folder.
+    pub fn load_file(path: &Path) -> Result<Bundle, BundleError> {
+        let path = path.canonicalize().map_err(|source| BundleError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        // Only the root has no parent, and that is no file.
+        let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+        Self::read(directory, path)
+    }
+
+    fn read(directory: PathBuf, path: PathBuf) -> Result<Bundle, BundleError> {
         let text = std::fs::read(&path).map_err(|source| BundleError::Read {
             path: path.clone(),
             source,

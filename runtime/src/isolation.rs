@@ -25,6 +25,20 @@ pub enum Isolation {
     SharedKernel,
 }
 
+/// What decided on the wall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChosenBy {
+    /// `--isolation`.
+    Flag,
+    /// The annotation [`ISOLATION_ANNOTATION`].
+    Annotation,
+    /// The configuration file.
+    Configuration,
+    /// Nobody said anything.
+    Default,
+}
+
 /// A word that names no wall.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} names no isolation: say microvm or shared-kernel")]
@@ -76,7 +90,23 @@ impl Isolation {
 
     /// The flag wins over the annotation, the annotation over the configuration, and the microVM is the default.
     pub fn choose(flag: Option<Self>, annotation: Option<Self>, configured: Option<Self>) -> Self {
-        flag.or(annotation).or(configured).unwrap_or_default()
+        Self::choose_and_tell(flag, annotation, configured).0
+    }
+
+    /// The same, and what decided.
+    pub fn choose_and_tell(
+        flag: Option<Self>,
+        annotation: Option<Self>,
+        configured: Option<Self>,
+    ) -> (Self, ChosenBy) {
+        let said = [
+            (flag, ChosenBy::Flag),
+            (annotation, ChosenBy::Annotation),
+            (configured, ChosenBy::Configuration),
+        ];
+        said.into_iter()
+            .find_map(|(wall, by)| Some((wall?, by)))
+            .unwrap_or((Self::default(), ChosenBy::Default))
     }
 }
 
@@ -121,6 +151,20 @@ mod tests {
             Some(Isolation::MicroVm),
         );
         assert_eq!(chosen, Isolation::SharedKernel);
+    }
+
+    #[test]
+    fn what_decided_is_told() {
+        let (micro_vm, shared) = (Some(Isolation::MicroVm), Some(Isolation::SharedKernel));
+        for (flag, annotation, configured, by) in [
+            (shared, micro_vm, micro_vm, ChosenBy::Flag),
+            (None, shared, micro_vm, ChosenBy::Annotation),
+            (None, None, shared, ChosenBy::Configuration),
+        ] {
+            let chosen = Isolation::choose_and_tell(flag, annotation, configured);
+            assert_eq!(chosen, (Isolation::SharedKernel, by));
+        }
+        assert_eq!(Isolation::choose_and_tell(None, None, None).1, ChosenBy::Default);
     }
 
     #[test]

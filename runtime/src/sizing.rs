@@ -41,17 +41,20 @@ pub struct TooLarge {
     memory: u64,
 }
 
+/// What the pod's containers may use of their machine's memory, in MiB: its limit, rounded up.
+pub fn container_memory_mib(limits: &PodLimits) -> u64 {
+    limits
+        .memory
+        .map_or(DEFAULT_CONTAINER_MEMORY_MIB, |bytes| bytes.div_ceil(1 << 20))
+}
+
 /// The size of the machine for a pod: its memory limit, rounded up to whole MiB, plus the guest's overhead; its
 /// processor limit rounded up to whole processors, one without a limit.
 ///
 /// # Errors
 /// When the sum does not fit.
 pub fn machine_size(limits: &PodLimits) -> Result<MachineSize, TooLarge> {
-    const MIB: u64 = 1 << 20;
-    let containers = limits
-        .memory
-        .map_or(DEFAULT_CONTAINER_MEMORY_MIB, |bytes| bytes.div_ceil(MIB));
-    let memory_mib = containers
+    let memory_mib = container_memory_mib(limits)
         .checked_add(GUEST_OVERHEAD_MIB)
         .and_then(|total| u32::try_from(total).ok())
         .ok_or(TooLarge {

@@ -35,6 +35,7 @@ use container::{Container, ContainerId};
 pub use error::OciError;
 
 use crate::isolation::{Isolation, UnknownIsolation};
+use crate::oci_pod::DEFAULT_ROOT;
 use crate::oci_pod::record::GuestContainer;
 use log::{Log, LogFormat};
 
@@ -52,7 +53,7 @@ struct Arguments {
 #[derive(Debug, clap::Args)]
 struct GlobalOptions {
     /// The folder of the containers' states
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/bulkhead-oci")]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     root: PathBuf,
     /// A file to which errors and warnings are appended; errors also go to standard error
     #[arg(long, global = true, value_name = "FILE")]

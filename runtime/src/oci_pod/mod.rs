@@ -12,6 +12,9 @@
 //! signals it gets, and exits as the process does, so that whoever called the command line can wait for it. When one of
 //! them dies the others notice: an attendant by the VMM's pidfd, the agent by the leash, a stream that carries nothing.
 
+/// The folder of the containers' states where no other is named.
+pub const DEFAULT_ROOT: &str = "/run/bulkhead-oci";
+
 pub mod folder;
 pub mod record;
 

@@ -86,7 +86,7 @@ impl PodSandbox {
         config: &Value,
         of_a_pod: bool,
     ) -> Result<(Self, MicroVm), PodSandboxError> {
-        let MachineSize { memory_mib, vcpus } = machine_size(&limits(config))?;
+        let MachineSize { memory_mib, vcpus } = machine_size(&Asked::of(config).limits())?;
         let sandbox_of = |machine| Self {
             machine,
             of_a_pod,
@@ -127,12 +127,13 @@ impl PodSandbox {
     /// # Errors
     /// When the pod asks for more than a machine can have.
     pub fn limits_on_host(config: &Value) -> Result<container::PodLimits, PodSandboxError> {
-        let size = machine_size(&limits(config))?;
-        let (quota, period) = cpu_time(config);
+        let asked = Asked::of(config);
+        let size = machine_size(&asked.limits())?;
+        let quota = asked.cpu_quota.limit;
         Ok(container::PodLimits {
             memory: Some((u64::from(size.memory_mib) + HOST_OVERHEAD_MIB) << 20),
             cpu_quota: quota,
-            cpu_period: period.filter(|_| quota.is_some()),
+            cpu_period: asked.cpu_period.limit.filter(|_| quota.is_some()),
             cpu_shares: config
                 .pointer("/linux/resources/cpu/shares")
                 .and_then(Value::as_u64)
@@ -186,48 +187,77 @@ fn network(config: &Value) -> Result<PodNetwork, PodNetworkError> {
     )
 }
 
-/// What the configuration lets the pod use: what whoever makes pods says of all its containers, or else this one's limits.
-fn limits(config: &Value) -> PodLimits {
-    let millicpus = |(quota, period): (u64, u64)| {
-        u32::try_from(quota.saturating_mul(1000).div_ceil(period)).unwrap_or(u32::MAX)
-    };
-    let (quota, period) = cpu_time(config);
-    PodLimits {
-        memory: said(
-            config,
-            "io.kubernetes.cri.sandbox-memory",
-            "/linux/resources/memory/limit",
-        ),
-        millicpus: quota.zip(period).map(millicpus),
+/// What a configuration lets its pod use: what whoever makes pods says of all its containers, or else this one's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Bytes of memory.
+    pub memory: Said,
+    /// Microseconds of processor time in each period.
+    pub cpu_quota: Said,
+    /// The period in microseconds.
+    pub cpu_period: Said,
+}
+
+/// A limit, and where it was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Said {
+    /// None where it is not positive, or nothing was said.
+    pub limit: Option<u64>,
+    /// The annotation or the JSON pointer that said it, be it that there is no limit.
+    pub read_from: Option<&'static str>,
+}
+
+impl Asked {
+    /// What this configuration asks for.
+    pub fn of(config: &Value) -> Self {
+        Self {
+            memory: Said::by(
+                config,
+                "io.kubernetes.cri.sandbox-memory",
+                "/linux/resources/memory/limit",
+            ),
+            cpu_quota: Said::by(
+                config,
+                "io.kubernetes.cri.sandbox-cpu-quota",
+                "/linux/resources/cpu/quota",
+            ),
+            cpu_period: Said::by(
+                config,
+                "io.kubernetes.cri.sandbox-cpu-period",
+                "/linux/resources/cpu/period",
+            ),
+        }
+    }
+
+    /// The same as the size of a machine follows from it.
+    pub fn limits(&self) -> PodLimits {
+        let millicpus = |(quota, period): (u64, u64)| {
+            u32::try_from(quota.saturating_mul(1000).div_ceil(period)).unwrap_or(u32::MAX)
+        };
+        PodLimits {
+            memory: self.memory.limit,
+            millicpus: self.cpu_quota.limit.zip(self.cpu_period.limit).map(millicpus),
+        }
     }
 }
 
-/// The pod's quota of processor time in each period, and the period, in microseconds.
-fn cpu_time(config: &Value) -> (Option<u64>, Option<u64>) {
-    (
-        said(
-            config,
-            "io.kubernetes.cri.sandbox-cpu-quota",
-            "/linux/resources/cpu/quota",
-        ),
-        said(
-            config,
-            "io.kubernetes.cri.sandbox-cpu-period",
-            "/linux/resources/cpu/period",
-        ),
-    )
-}
-
-/// A limit as the annotation of containerd's CRI plugin says it of a whole pod, or else as the resources do; none where it
-/// is not positive.
-fn said(config: &Value, annotation: &str, resource: &str) -> Option<u64> {
-    let annotations = config.get("annotations");
-    let of_pod =
-        annotations.and_then(|annotations| annotations.get(annotation)?.as_str()?.parse::<i64>().ok());
-    let limit = of_pod.or_else(|| config.pointer(resource).and_then(Value::as_i64));
-    limit
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|&limit| limit > 0)
+impl Said {
+    /// A limit as the annotation of containerd's CRI plugin says it of a whole pod, or else as the resources do.
+    fn by(config: &Value, annotation: &'static str, resource: &'static str) -> Self {
+        let annotations = config.get("annotations");
+        let of_pod =
+            annotations.and_then(|annotations| annotations.get(annotation)?.as_str()?.parse::<i64>().ok());
+        let of_container = config.pointer(resource).and_then(Value::as_i64);
+        let said = of_pod
+            .map(|limit| (limit, annotation))
+            .or(of_container.map(|limit| (limit, resource)));
+        Self {
+            limit: said
+                .and_then(|(limit, _)| u64::try_from(limit).ok())
+                .filter(|&limit| limit > 0),
+            read_from: said.map(|(_, read_from)| read_from),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +265,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn limits(config: &Value) -> PodLimits {
+        Asked::of(config).limits()
+    }
+
+    #[test]
+    fn where_a_limit_was_read_is_told() {
+        let config = json!({
+            "annotations": {"io.kubernetes.cri.sandbox-memory": "0", "io.kubernetes.cri.sandbox-cpu-quota": "x"},
+            "linux": {"resources": {"memory": {"limit": 5}, "cpu": {"quota": 5}}}
+        });
+        let asked = Asked::of(&config);
+        let unlimited = Said {
+            limit: None,
+            read_from: Some("io.kubernetes.cri.sandbox-memory"),
+        };
+        assert_eq!(asked.memory, unlimited);
+        assert_eq!(asked.cpu_quota.read_from, Some("/linux/resources/cpu/quota"));
+        assert_eq!(asked.cpu_period, Said::default());
+    }
 
     #[test]
     fn a_pods_limits_win_over_its_first_containers() {

@@ -1,6 +1,7 @@
 //! The commands of `bulkhead`, one file each.
 
 mod compare;
+mod explain;
 mod foreground;
 mod ps;
 mod rm;
@@ -12,9 +13,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use image::bundle::{ByteSize, CpuCount};
 use tokio::runtime::Runtime;
 
 use crate::configuration::{Configuration, Folders};
+use crate::sizing::PodLimits;
 
 /// What a shell gets when bulkhead itself has failed, as with other container tools.
 const OWN_FAILURE: u8 = 125;
@@ -46,6 +49,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Build, list and remove the templates that microVMs are cloned from
     Template(template::Arguments),
+    /// Say how large a pod's machine would be, behind which wall, and why
+    Explain(explain::Arguments),
     /// Remove containers that have ended, with their writable layers
     Rm(rm::Arguments),
 }
@@ -87,6 +92,24 @@ fn event_loop() -> anyhow::Result<Runtime> {
         .context("starting the event loop")
 }
 
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The limits that options of ours ask for.
+fn pod_limits(memory: Option<ByteSize>, cpus: Option<CpuCount>) -> PodLimits {
+    PodLimits {
+        memory: memory.map(|ByteSize(bytes)| bytes),
+        millicpus: cpus.map(|cpus| cpus.thousandths()),
+    }
+}
+
 fn execute(cli: Cli) -> anyhow::Result<u8> {
     let configuration = Configuration::load(cli.config.as_deref(), &cli.folders)?;
     match cli.command {
@@ -94,6 +117,7 @@ fn execute(cli: Cli) -> anyhow::Result<u8> {
         Command::Compare(arguments) => compare::compare(&configuration, &arguments),
         Command::Ps(arguments) => ps::ps(&configuration, &arguments),
         Command::Template(arguments) => template::template(&configuration, &arguments),
+        Command::Explain(arguments) => explain::explain(&configuration, &arguments),
         Command::Rm(arguments) => rm::rm(&configuration, &arguments),
     }
 }

@@ -12,8 +12,8 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::UnshareFlags;
 
-use super::event_loop;
 use super::foreground::{self, ForwardedSignals};
+use super::{event_loop, pod_limits};
 use crate::configuration::Configuration;
 use crate::isolation::Isolation;
 use crate::kvm;
@@ -27,7 +27,7 @@ use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::shared_kernel::SharedKernel;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ContainerRequest, Sandbox, SandboxError};
-use crate::sizing::{PodLimits, machine_size};
+use crate::sizing::machine_size;
 use crate::terminal::{self, RawTerminal};
 
 /// How much of an id is a hostname, as with other container tools.
@@ -200,10 +200,7 @@ impl Prepared<'_> {
         if record.isolation == Isolation::SharedKernel {
             return Ok(Box::new(SharedKernel::new(directory)));
         }
-        let limits = PodLimits {
-            memory: options.memory.map(|ByteSize(bytes)| bytes),
-            millicpus: options.cpus.map(|cpus| cpus.thousandths()),
-        };
+        let limits = pod_limits(options.memory, options.cpus);
         let mut microvm = self.configuration.microvm.clone();
         microvm.template = self.arguments.template.unwrap_or(microvm.template);
         let mut start = StartRecord::default();

@@ -7,8 +7,8 @@ use clap::Subcommand;
 use comfy_table::{Table, presets};
 use image::bundle::{ByteSize, CpuCount};
 
-use super::event_loop;
 use super::ps::age;
+use super::{event_loop, pod_limits};
 use crate::configuration::Configuration;
 use crate::kvm;
 use crate::micro_vm::template;
@@ -57,13 +57,7 @@ pub(crate) fn template(configuration: &Configuration, arguments: &Arguments) -> 
     let microvm = &configuration.microvm;
     let store = TemplateStore::new(microvm.templates.clone(), microvm.templates_limit);
     match &arguments.command {
-        Command::Build { memory, cpus } => {
-            let limits = PodLimits {
-                memory: memory.map(|ByteSize(bytes)| bytes),
-                millicpus: cpus.map(|cpus| cpus.thousandths()),
-            };
-            build(configuration, &store, &limits)
-        }
+        Command::Build { memory, cpus } => build(configuration, &store, &pod_limits(*memory, *cpus)),
         Command::List => list(&store),
         Command::Inspect { name } => inspect(&store, name),
         Command::Prune { all } => {
