@@ -5,6 +5,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod capabilities;
 pub mod completion;
 pub mod config;
 pub mod console_ring;

@@ -78,6 +78,41 @@ impl Hierarchies {
     }
 }
 
+/// A cgroup hierarchy as this process sees it mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedCgroups {
+    /// 1 or 2.
+    pub version: u8,
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// The controllers that are to be had there, or the name of a version 1 hierarchy without any, as in `name=systemd`.
+    pub controllers: Vec<String>,
+}
+
+/// The hierarchies that containers' cgroups are made in.
+///
+/// # Errors
+/// When there are none, or they cannot be looked at.
+pub fn mounted_cgroups() -> Result<Vec<MountedCgroups>, CgroupError> {
+    let hierarchies = Hierarchies::mounted()?;
+    let mounted = hierarchies.iter().map(|(hierarchy, mount_point)| {
+        let (version, controllers) = match hierarchy {
+            Hierarchy::Version1(controllers) => (1, controllers.split(',').map(str::to_owned).collect()),
+            Hierarchy::Unified => {
+                let path = mount_point.join("cgroup.controllers");
+                let text = super::read(&path).map_err(|errno| CgroupError::io("read", &path, errno))?;
+                (2, text.split_whitespace().map(str::to_owned).collect())
+            }
+        };
+        Ok(MountedCgroups {
+            version,
+            mount_point: mount_point.to_owned(),
+            controllers,
+        })
+    });
+    mounted.collect()
+}
+
 /// The cgroup mounts in mountinfo (proc(5)), in its order.
 fn parse(mountinfo: &str) -> Vec<(Hierarchy, PathBuf)> {
     let mut found: Vec<(Hierarchy, PathBuf)> = Vec::new();

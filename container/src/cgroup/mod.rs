@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use error::CgroupError;
+pub use hierarchies::{MountedCgroups, mounted_cgroups};
 pub use oom::OutOfMemoryWatch;
 pub use pod::{PodCgroup, PodEntrance, PodLimits};
 pub use statistics::{

@@ -1,5 +1,6 @@
 //! The commands of `bulkhead`, one file each.
 
+mod check;
 mod compare;
 mod explain;
 mod foreground;
@@ -49,6 +50,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Build, list and remove the templates that microVMs are cloned from
     Template(template::Arguments),
+    /// Say whether microVMs and containers can be had here, and what to do where not
+    Check(check::Arguments),
     /// Say how large a pod's machine would be, behind which wall, and why
     Explain(explain::Arguments),
     /// Remove containers that have ended, with their writable layers
@@ -117,6 +120,7 @@ fn execute(cli: Cli) -> anyhow::Result<u8> {
         Command::Compare(arguments) => compare::compare(&configuration, &arguments),
         Command::Ps(arguments) => ps::ps(&configuration, &arguments),
         Command::Template(arguments) => template::template(&configuration, &arguments),
+        Command::Check(arguments) => check::check(&configuration, &arguments),
         Command::Explain(arguments) => explain::explain(&configuration, &arguments),
         Command::Rm(arguments) => rm::rm(&configuration, &arguments),
     }
