@@ -223,7 +223,7 @@ fn connect(namespace: OwnedFd) -> Result<PodNetwork, PodNetworkError> {
                 source,
             }
         };
-        let (tap, name) = tap::make().map_err(step("making a tap"))?;
+        let (tap, name) = tap::make().map_err(step("making a tap by /dev/net/tun"))?;
         let tap_index = netlink
             .index_of(&name)
             .map_err(io::Error::from)
