@@ -186,6 +186,16 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_may_have_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.json");
+        assert!(matches!(Bundle::load_file(&path), Err(BundleError::Read { .. })));
+        std::fs::write(&path, r#"{"ociVersion":"1.0.2"}"#).unwrap();
+        let bundle = Bundle::load_file(&path).unwrap();
+        assert_eq!(bundle.directory(), folder.path().canonicalize().unwrap());
+    }
+
+    #[test]
     fn a_folder_without_configuration_and_a_missing_folder_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(

@@ -94,7 +94,10 @@ pub struct MountedCgroups {
 /// # Errors
 /// When there are none, or they cannot be looked at.
 pub fn mounted_cgroups() -> Result<Vec<MountedCgroups>, CgroupError> {
-    let hierarchies = Hierarchies::mounted()?;
+    described(&Hierarchies::mounted()?)
+}
+
+fn described(hierarchies: &Hierarchies) -> Result<Vec<MountedCgroups>, CgroupError> {
     let mounted = hierarchies.iter().map(|(hierarchy, mount_point)| {
         let (version, controllers) = match hierarchy {
             Hierarchy::Version1(controllers) => (1, controllers.split(',').map(str::to_owned).collect()),
@@ -173,6 +176,32 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hierarchy_is_described_with_its_controllers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cgroup.controllers"), "cpu memory\n").unwrap();
+        let version1 = Hierarchy::Version1("pids,freezer".to_owned());
+        let unified = (Hierarchy::Unified, folder.path().to_owned());
+        let hierarchies = Hierarchies::at(vec![(version1, "/v1".into()), unified]);
+        let described = described(&hierarchies).unwrap();
+        let shown: Vec<(u8, String)> = described
+            .iter()
+            .map(|cgroups| (cgroups.version, cgroups.controllers.join(" ")))
+            .collect();
+        assert_eq!(
+            shown,
+            [(1, "pids freezer".to_owned()), (2, "cpu memory".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_version_2_hierarchy_without_its_file_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let hierarchies = Hierarchies::at(vec![(Hierarchy::Unified, folder.path().to_owned())]);
+        let error = described(&hierarchies).unwrap_err().to_string();
+        assert!(error.contains("cgroup.controllers"), "{error}");
+    }
 
     #[test]
     fn a_hybrid_layout_yields_every_mount_with_its_controllers_or_name() {

@@ -210,7 +210,7 @@ pub(super) fn tun() -> Finding {
         Err(error) => Finding::warning(
             "tun",
             format!("opening {}: {error}", device.display()),
-            "machines have no network without it: load the module tun",
+            "machines have no network without it: run as root, and load the module tun",
         ),
     };
     finding.only_for(Isolation::MicroVm)
