@@ -12,6 +12,11 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the count of logical processors is valid.
 const MULTI_THREADING: u32 = 1 << 28;
 
+/// The leaf of KVM's own features (Documentation/virt/kvm/x86/cpuid.rst), and in its EAX those that have the guest's kernel
+/// make hypercalls: waking a vCPU that waits for a lock, interrupting several at once, yielding to one.
+const KVM_FEATURES: u32 = 0x4000_0001;
+const KVM_HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13;
+
 /// Leaves that describe caches, on Intel's and on AMD's processors.
 const INTEL_CACHES: u32 = 4;
 const AMD_CACHES: u32 = 0x8000_001d;
@@ -93,11 +98,13 @@ fn describe_place(entry: &mut kvm_cpuid_entry2, Place { index, vcpus }: Place) {
     }
 }
 
-/// `cmpxchg16b` is not emulated. Other bits that would be better away, kvm-pvm puts back: guest user mode runs on the
+/// `cmpxchg16b` is not emulated, nor is Intel's `vmcall`, which is an invalid instruction then. Other bits that would be better away, kvm-pvm puts back: guest user mode runs on the
 /// processor itself and sees the processor's own. The kernel command line hides those from the kernel alone.
 fn hide_what_emulation_lacks(entry: &mut kvm_cpuid_entry2) {
-    if entry.function == 1 {
-        entry.ecx &= !CMPXCHG16B;
+    match entry.function {
+        1 => entry.ecx &= !CMPXCHG16B,
+        KVM_FEATURES => entry.eax &= !KVM_HYPERCALLS,
+        _ => {}
     }
 }
 
@@ -148,6 +155,7 @@ mod tests {
             entry(4, 0x21 | 0xfff << 14),
             entry(4, 0x63 | 0xfff << 14),
             entry(7, 0),
+            entry(KVM_FEATURES, ALL),
             entry(TOPOLOGY, ALL),
             entry(TOPOLOGY_V2, ALL),
         ])
@@ -203,6 +211,13 @@ mod tests {
         let bit = |kernel_mode| leaf(&second_of_three(kernel_mode), 1, 0).ecx & CMPXCHG16B;
         assert_eq!(bit(KernelMode::Hardware), CMPXCHG16B);
         assert_eq!(bit(KernelMode::Emulated), 0);
+    }
+
+    #[test]
+    fn only_emulated_kernel_mode_makes_no_hypercalls() {
+        let features = |kernel_mode| leaf(&second_of_three(kernel_mode), KVM_FEATURES, 0).eax;
+        assert_eq!(features(KernelMode::Hardware), ALL);
+        assert_eq!(features(KernelMode::Emulated), ALL & !KVM_HYPERCALLS);
     }
 
     #[test]
