@@ -37,6 +37,7 @@ behind_both_walls! {
     limits_are_those_asked_for,
     exceeding_the_memory_limit_is_137,
     volumes_are_shared_and_ro_protects_them,
+    a_published_port_reaches_the_container,
     the_user_and_the_protections_are_those_asked_for,
     the_default_and_a_custom_seccomp_profile_apply,
     an_image_is_built_in_stages_whose_steps_run_in_containers,
@@ -327,9 +328,10 @@ fn volumes_are_shared_and_ro_protects_them(wall: Wall) {
     podman.podman("volume", &["rm", "named"]).expect(0);
 }
 
-#[test]
-fn a_published_port_reaches_the_container() {
-    let Some(podman) = Podman::install() else { return };
+fn a_published_port_reaches_the_container(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
     podman.start(
         "server",
         &["--publish", "127.0.0.1:18080:80"],
