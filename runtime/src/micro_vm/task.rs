@@ -361,22 +361,6 @@ impl MicroVm {
             .map_err(|error| SandboxError::new(format!("withdrawing the files of container {id}"), error))
     }
 
-    /// Has the agent forget a process that was added to a container and has ended.
-    ///
-    /// # Errors
-    /// When the agent cannot.
-    pub async fn forget_process(&self, name: ProcessName<'_>) -> Result<(), SandboxError> {
-        let request = DeleteRequest {
-            id: name.container.to_owned(),
-            exec_id: name.exec.to_owned(),
-            ..DeleteRequest::default()
-        };
-        let action = format!("forgetting {}", name.described());
-        self.call(action, self.tasks.delete(deadline(CALL_DEADLINE), &request))
-            .await
-            .map(drop)
-    }
-
     /// Ends every container's processes and writes back every file system. The machine may be stopped afterwards.
     ///
     /// # Errors

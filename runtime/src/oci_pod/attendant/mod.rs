@@ -148,9 +148,6 @@ impl Attending {
         if self.plan.ends_machine {
             // Nobody is left in it. What was written to the host's files is with the host already.
             machine.kill_machine();
-        } else if let Attended::Process(_) = self.plan.attended {
-            // A container that has been deleted meanwhile has none to forget.
-            let _ = machine.forget_process(name).await;
         }
         status
     }
