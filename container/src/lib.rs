@@ -56,9 +56,8 @@ mod state;
 pub use bundle::{Bundle, BundleError};
 pub use cgroup::{
     BlockIoEntry, BlockIoStatistics, CgroupError, CpuStatistics, CpuUsage, CpusetStatistics,
-    HugepageStatistics, MemoryStatistics, MemoryUse, MountedCgroups, OutOfMemoryWatch, PodCgroup,
-    PodEntrance, PodLimits, Pressure, PressureData, ProcessStatistics, Statistics, Throttling,
-    make_parent_cgroup, mounted_cgroups,
+    HugepageStatistics, MemoryStatistics, MemoryUse, MountedCgroups, OutOfMemoryWatch, PodCgroup, PodLimits,
+    Pressure, PressureData, ProcessStatistics, Statistics, Throttling, make_parent_cgroup, mounted_cgroups,
 };
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,

@@ -12,6 +12,8 @@ pub mod terminal;
 #[cfg(feature = "microvm")]
 pub mod configuration;
 #[cfg(feature = "microvm")]
+pub mod forwarded_signals;
+#[cfg(feature = "microvm")]
 pub mod kill_process;
 #[cfg(feature = "microvm")]
 pub mod kvm;
@@ -25,3 +27,5 @@ pub mod pod_network;
 pub mod sandbox;
 #[cfg(feature = "microvm")]
 pub mod sizing;
+#[cfg(feature = "microvm")]
+pub mod unused_name;

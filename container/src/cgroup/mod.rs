@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use error::CgroupError;
 pub use hierarchies::{MountedCgroups, mounted_cgroups};
 pub use oom::OutOfMemoryWatch;
-pub use pod::{PodCgroup, PodEntrance, PodLimits};
+pub use pod::{PodCgroup, PodLimits};
 pub use statistics::{
     BlockIoEntry, BlockIoStatistics, CpuStatistics, CpuUsage, CpusetStatistics, HugepageStatistics,
     MemoryStatistics, MemoryUse, Pressure, PressureData, ProcessStatistics, Statistics, Throttling,

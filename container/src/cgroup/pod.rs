@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -41,7 +43,7 @@ pub struct PodCgroup {
 
 /// The way into a [`PodCgroup`] for a process between its fork and its execution.
 #[derive(Debug)]
-pub struct PodEntrance(Vec<OwnedFd>);
+struct PodEntrance(Vec<OwnedFd>);
 
 impl PodCgroup {
     /// Decides where the cgroups will be, by the rules for a container: `cgroups_path` is `linux.cgroupsPath` of the
@@ -100,7 +102,7 @@ impl PodCgroup {
     }
 
     /// Moves a process with all its threads into the cgroups, but none of its children: what it starts from now on is
-    /// in them. A process that is yet to be made gets there sooner by [an entrance](Self::entrance).
+    /// in them. A process that is yet to be made gets there sooner by [`Self::take_in`].
     ///
     /// # Errors
     /// `ESRCH` in the error's source when there is no such process.
@@ -117,8 +119,15 @@ impl PodCgroup {
         Ok(())
     }
 
-    /// Opens the way in for a process that is yet to execute its program.
-    pub fn entrance(&self) -> Result<PodEntrance, CgroupError> {
+    /// Has the process that `command` will be in the cgroups from its first instruction.
+    pub fn take_in(&self, command: &mut Command) -> Result<(), CgroupError> {
+        let entrance = self.entrance()?;
+        // SAFETY: between fork and execution it writes to open files, and allocates nothing.
+        unsafe { command.pre_exec(move || entrance.enter()) };
+        Ok(())
+    }
+
+    fn entrance(&self) -> Result<PodEntrance, CgroupError> {
         let open = |member: &super::Member| {
             // Through `tasks` it is the one thread that moves, for which the kernel needs not wait for others.
             let file = member.path.join(match member.hierarchy {
@@ -166,7 +175,7 @@ impl PodCgroup {
 impl PodEntrance {
     /// Moves the calling process, which has one thread, into the cgroups. Allocates nothing: it may be called between
     /// fork and execution.
-    pub fn enter(&self) -> io::Result<()> {
+    fn enter(&self) -> io::Result<()> {
         for entrance in &self.0 {
             rustix::io::write(entrance, b"0").map_err(io::Error::from)?;
         }

@@ -1,7 +1,7 @@
 //! Cgroups for processes that are no container's.
 
 use std::fs;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -71,11 +71,9 @@ fn what_was_written_down_is_made_used_and_removed() {
 fn a_process_is_inside_from_its_first_instruction() {
     let id = id();
     let cgroup = PodCgroup::create(None, &id, PodLimits::default()).unwrap();
-    let entrance = cgroup.entrance().unwrap();
     let mut command = Command::new("cat");
     command.arg("/proc/self/cgroup");
-    // SAFETY: writes to open files, and allocates nothing.
-    unsafe { command.pre_exec(move || entrance.enter()) };
+    cgroup.take_in(&mut command).unwrap();
     let cgroups = String::from_utf8(command.output().unwrap().stdout).unwrap();
     let place = format!("/bulkhead/{id}");
     assert!(
@@ -154,11 +152,9 @@ fn memory_in_use_is_not_taken_away() {
         ..PodLimits::default()
     };
     let mut cgroup = PodCgroup::create(None, &id(), limits).unwrap();
-    let entrance = cgroup.entrance().unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "a=$(head -c 30m /dev/zero | tr '\\0' x); sleep 60"]);
-    // SAFETY: writes to open files, and allocates nothing.
-    unsafe { command.pre_exec(move || entrance.enter()) };
+    cgroup.take_in(&mut command).unwrap();
     let mut child = command.spawn().unwrap();
     wait_until(|| cgroup.statistics().unwrap().memory.usage.usage > 24 << 20);
     let less = PodLimits {
@@ -193,7 +189,7 @@ fn what_was_never_made_is_removed_without_ado() {
     let located = PodCgroup::locate(None, &id(), PodLimits::default()).unwrap();
     located.remove().unwrap();
     assert!(located.add_process(std::process::id()).is_err());
-    assert!(located.entrance().is_err());
+    assert!(located.take_in(&mut Command::new("true")).is_err());
 }
 
 fn cgroup2_alone_holds_and_kills_processes() {

@@ -6,7 +6,7 @@ pub mod control;
 pub mod guest_connection;
 pub mod guest_text;
 pub mod machine_files;
-mod pod_network;
+pub mod pod_network;
 pub mod shared_directory;
 pub mod start;
 pub mod status_file;

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 /// The namespace as containers are to join it: that of the agent, which is the guest's first process.
-const NAMESPACE: &str = "/proc/1/ns/net";
+pub const NAMESPACE: &str = "/proc/1/ns/net";
 
 /// Has a container that asks for a network namespace join the pod's, also where it names one by a path, which is a path
 /// of the host. One that asks for none has the guest's anyway.

@@ -14,7 +14,6 @@ use protocol::task::{
     ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateRequest,
     WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitRequest,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 use ttrpc::Code;
 use ttrpc::context::Context;
@@ -23,6 +22,7 @@ use super::shared_directory::SharedDirectory;
 use super::{MicroVm, boot, deadline, guest_connection, guest_text};
 use crate::sandbox::stdio::{ContainerStdio, all_written, copy_in_background};
 use crate::sandbox::{CommandFailure, ExitStatus, SandboxError};
+use crate::unused_name::unused_name;
 
 /// Every call but waiting; the guest's kernel may be emulated, and a container's creation is many system calls.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
@@ -433,17 +433,15 @@ impl MicroVm {
         Ok(stream)
     }
 
-    /// Opens a stream under a name that nobody else has, since several processes of the host do this at once.
+    /// Opens a stream under a name that nobody else has.
     async fn open_stream(
         &self,
         name: ProcessName<'_>,
         descriptor: &str,
     ) -> Result<(String, OwnedFd), SandboxError> {
         let action = || format!("opening {descriptor} of {}", name.described());
-        let mut random = [0; 8];
-        getrandom(&mut random, GetRandomFlags::empty())
-            .map_err(|error| SandboxError::new(action(), error))?;
-        let stream = StreamId::new(format!("{:016x}/{descriptor}", u64::from_ne_bytes(random)))
+        let own = unused_name().map_err(|error| SandboxError::new(action(), error))?;
+        let stream = StreamId::new(format!("{own}/{descriptor}"))
             .map_err(|error| SandboxError::new(action(), error))?;
         let socket = self.files.vsock();
         let connection = tokio::select! {

@@ -91,9 +91,8 @@ pub enum SpawnError {
 
 impl VmmProcess {
     /// Starts `binary` in the folder of its files, on `config`, whose relative paths are of that folder. It inherits the
-    /// descriptors `inherited` under their numbers. `write_down` is
-    /// told which process it is before it gets its configuration, without which it ends: whoever cleans up after us knows
-    /// of every VMM that runs.
+    /// descriptors `inherited` under their numbers. `write_down` is told which process it is before it gets its
+    /// configuration, without which it ends: whoever cleans up after us knows of every VMM that runs.
     ///
     /// # Errors
     /// When the process cannot be started; what it makes of its configuration shows in [`Self::reached`].
@@ -111,11 +110,9 @@ impl VmmProcess {
                 source,
             })
         };
-        let entrance = cgroup.map(PodCgroup::entrance).transpose()?;
         let mut command = Command::new(binary);
-        if let Some(entrance) = entrance {
-            // SAFETY: what runs between fork and execution writes to open files and does nothing else.
-            unsafe { command.pre_exec(move || entrance.enter()) };
+        if let Some(cgroup) = cgroup {
+            cgroup.take_in(&mut command)?;
         }
         inherit(&mut command, inherited);
         let mut child = command

@@ -10,9 +10,7 @@ use rustix::fs::statfs;
 use serde_json::{Value, json};
 
 use super::membership::{attendant_of, attended_by};
-
-/// The guest's own network namespace, which is the pod's, by its first process.
-const POD_NETWORK: &str = "/proc/1/ns/net";
+use crate::micro_vm::pod_network::NAMESPACE;
 
 /// TMPFS_MAGIC of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;
@@ -110,7 +108,7 @@ fn join_namespaces(
         let joined = match kind.as_str() {
             "network" => {
                 has_network = true;
-                POD_NETWORK.to_owned()
+                NAMESPACE.to_owned()
             }
             _ if path.is_empty() => continue,
             "ipc" | "uts" | "pid" => {
@@ -209,7 +207,7 @@ mod tests {
             let config = fitted(with_namespaces(json!([{"type": "pid"}, network]))).unwrap();
             assert_eq!(
                 config.pointer("/linux/namespaces").unwrap(),
-                &json!([{"type": "pid"}, {"type": "network", "path": POD_NETWORK}])
+                &json!([{"type": "pid"}, {"type": "network", "path": NAMESPACE}])
             );
         }
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::folder::{Folder, FolderError};
+use super::membership::namespaces;
 use crate::configuration::MicroVmConfiguration;
 use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
@@ -173,17 +174,13 @@ pub fn machine_files(folder: &Folder) -> MachineFiles {
 
 /// The network of the namespace that the configuration names. One without a name would be new, with nothing in it.
 fn network(config: &Value) -> Result<PodNetwork, PodNetworkError> {
-    let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
-    let text = |namespace: &Value, name: &str| Some(namespace.get(name)?.as_str()?.to_owned());
-    let path = namespaces
-        .into_iter()
-        .flatten()
-        .find(|namespace| text(namespace, "type").as_deref() == Some("network"))
-        .and_then(|namespace| text(namespace, "path"))
+    let path = namespaces(config)
+        .find(|(kind, _)| *kind == "network")
+        .and_then(|(_, path)| path)
         .filter(|path| !path.is_empty());
     path.map_or_else(
         || Ok(PodNetwork::default()),
-        |path| PodNetwork::of(Path::new(&path)),
+        |path| PodNetwork::of(Path::new(path)),
     )
 }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::forwarded_signals::ForwardedSignals;
 use crate::sandbox::{ExitStatus, Sandbox};
 use crate::terminal;
 
 /// The signals that are the container's to handle.
-const FORWARDED: [i32; 6] = [
+pub(crate) const FORWARDED: [i32; 6] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
@@ -32,36 +32,6 @@ const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the exit of a container that refused a signal may take to be told.
 const EXIT_UNDER_WAY: Duration = Duration::from_secs(2);
-
-/// Signals received from now on; made before the container exists, so that none is lost.
-pub(crate) struct ForwardedSignals(mpsc::UnboundedReceiver<i32>);
-
-impl ForwardedSignals {
-    /// Takes the signals over from their default actions.
-    ///
-    /// # Errors
-    /// When a handler cannot be installed.
-    pub(crate) fn catch() -> io::Result<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        for number in FORWARDED {
-            let mut stream = signal(SignalKind::from_raw(number))?;
-            let sender = sender.clone();
-            tokio::spawn(
-                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
-            );
-        }
-        Ok(Self(receiver))
-    }
-
-    /// The next one.
-    pub(crate) async fn next(&mut self) -> i32 {
-        match self.0.recv().await {
-            Some(number) => number,
-            // The senders live as long as the runtime.
-            None => std::future::pending().await,
-        }
-    }
-}
 
 /// Waits for the container, forwarding what comes for it.
 ///

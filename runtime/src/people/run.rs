@@ -12,9 +12,10 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::UnshareFlags;
 
-use super::foreground::{self, ForwardedSignals};
+use super::foreground::{self, FORWARDED};
 use super::{event_loop, pod_limits};
 use crate::configuration::Configuration;
+use crate::forwarded_signals::ForwardedSignals;
 use crate::isolation::Isolation;
 use crate::kvm;
 use crate::micro_vm::MicroVm;
@@ -172,7 +173,7 @@ impl Prepared<'_> {
         directory: &SandboxDirectory,
         record: &mut SandboxRecord,
     ) -> anyhow::Result<u8> {
-        let mut signals = ForwardedSignals::catch().context("taking over the signals")?;
+        let mut signals = ForwardedSignals::catch(FORWARDED).context("taking over the signals")?;
         let sandbox = tokio::select! {
             sandbox = self.sandbox(options, directory, record) => sandbox?,
             number = signals.next() => bail!("stopped by signal {number} before the container was made"),

@@ -13,12 +13,12 @@ use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::SigSet;
-use tokio::signal::unix::{SignalKind, signal};
 
 pub use plan::{AttendantPlan, Attended, ContainerPlan, ProcessPlan};
 pub use spawn::{Attendant, AttendantError, AttendantStdio};
 
 use self::plan::{Answer, GO_ON};
+use crate::forwarded_signals::ForwardedSignals;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::task::{Leash, NewContainer, ProcessName};
@@ -123,7 +123,7 @@ impl Attending {
         let mut leash = None;
         let begun = async {
             let machine = MicroVm::join(self.plan.machine, &files).await?;
-            let signals = Signals::catch()
+            let signals = ForwardedSignals::catch(handed_on())
                 .map_err(|error| SandboxError::new("taking over the attendant's signals", error))?;
             let guest_pid = self.make(&machine, &mut leash).await?;
             Ok::<_, SandboxError>((machine, signals, guest_pid))
@@ -153,7 +153,7 @@ impl Attending {
     }
 
     /// Hands signals on until the process has ended.
-    async fn hand_on(machine: &MicroVm, name: ProcessName<'_>, signals: &mut Signals) -> ExitStatus {
+    async fn hand_on(machine: &MicroVm, name: ProcessName<'_>, signals: &mut ForwardedSignals) -> ExitStatus {
         let ended = machine.wait_for_process(name);
         tokio::pin!(ended);
         loop {
@@ -241,28 +241,9 @@ async fn hand_size_on(machine: &MicroVm, name: ProcessName<'_>) {
     }
 }
 
-/// The signals that arrive from now on.
-struct Signals(tokio::sync::mpsc::UnboundedReceiver<libc::c_int>);
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let handed_on = (1..=LAST_SIGNAL).filter(|number| !OWN.contains(number));
-        for number in handed_on.chain([libc::SIGWINCH]) {
-            let mut stream = signal(SignalKind::from_raw(number))?;
-            let sender = sender.clone();
-            tokio::spawn(
-                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
-            );
-        }
-        Ok(Self(receiver))
-    }
-
-    async fn next(&mut self) -> libc::c_int {
-        match self.0.recv().await {
-            Some(number) => number,
-            // The senders live as long as the event loop.
-            None => std::future::pending().await,
-        }
-    }
+/// Those that are the process's to handle, and the change of our terminal's size.
+fn handed_on() -> impl Iterator<Item = libc::c_int> {
+    (1..=LAST_SIGNAL)
+        .filter(|number| !OWN.contains(number))
+        .chain([libc::SIGWINCH])
 }

@@ -1,6 +1,5 @@
 //! What an attendant and its maker tell each other: a line of JSON each way, and a word.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use container::ProcessIdentity;
@@ -92,16 +91,9 @@ pub(super) enum Answer {
 
 impl Answer {
     pub(super) fn failed(error: &SandboxError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
         let failure = error.command_failure.map(CommandFailure::exit_status);
         Self::Failed {
-            message,
+            message: vmm::status::chain(error),
             command_failure: failure.map(|status| status.0),
         }
     }

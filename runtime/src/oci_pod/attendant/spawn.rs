@@ -3,7 +3,6 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -127,9 +126,7 @@ fn execute(
     fcntl_setfd(theirs, FdFlags::empty()).map_err(step("hand the attendant its socket"))?;
     let own = container::own_program_path().map_err(step("find this program"))?;
     let mut command = Command::new(own);
-    let entrance = cgroup.entrance()?;
-    // SAFETY: what runs between fork and execution writes to open files and does nothing else.
-    unsafe { command.pre_exec(move || entrance.enter()) };
+    cgroup.take_in(&mut command)?;
     command.arg(WORD).arg(inheritable.to_string());
     if let AttendantStdio::Terminal(slave) = stdio {
         let copy = |end: &OwnedFd| end.try_clone().map_err(step("duplicate the terminal"));

@@ -7,7 +7,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use container::{Bundle, HostHooks, OciState, PodCgroup, PodLimits};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
@@ -25,6 +24,7 @@ use crate::oci_pod::membership::Membership;
 use crate::oci_pod::record::{GuestContainer, Stage};
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
 use crate::terminal::TerminalSize;
+use crate::unused_name::unused_name;
 
 /// The configuration in the container's folder.
 pub(super) const CONFIGURATION: &str = "config.json";
@@ -249,7 +249,7 @@ impl Making<'_> {
             annotations: state.annotations,
             created_at: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             owner: rustix::process::geteuid().as_raw(),
-            shared_folder: unused_name()?,
+            shared_folder: unused_name().map_err(GuestError::Random)?,
             cgroup: self.cgroup()?,
             stage: Stage::Creating,
             paused: false,
@@ -319,11 +319,4 @@ pub(super) fn open_terminal(size: Option<TerminalSize>) -> std::io::Result<(Owne
         tcsetwinsize(&slave, size)?;
     }
     Ok((master, slave))
-}
-
-/// A name that nothing had before: what a guest remembers of a name it has seen does not concern the next container.
-pub(super) fn unused_name() -> Result<String, GuestError> {
-    let mut random = [0; 8];
-    getrandom(&mut random, GetRandomFlags::empty()).map_err(|errno| GuestError::Random(errno.into()))?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(random)))
 }

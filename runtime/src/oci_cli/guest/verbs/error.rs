@@ -31,7 +31,7 @@ pub enum GuestError {
     Bundle(#[from] BundleError),
     /// The host gives no random bytes.
     #[error("drawing random bytes for a name")]
-    Random(#[source] std::io::Error),
+    Random(#[source] rustix::io::Errno),
     /// Its pod cannot be told.
     #[error(transparent)]
     Membership(#[from] MembershipError),

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use container::{Bundle, Status};
 
 use super::GuestError;
-use super::create::{open_terminal, unused_name};
+use super::create::open_terminal;
 use super::found::Found;
 use crate::oci_cli::exec::ExecArguments;
 use crate::oci_cli::foreground::{Foreground, take_our_size};
@@ -14,6 +14,7 @@ use crate::oci_cli::{GlobalOptions, OciError, descriptors};
 use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ProcessPlan};
 use crate::oci_pod::sandbox::machine_files;
 use crate::terminal::TerminalSize;
+use crate::unused_name::unused_name;
 
 pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
     let found = Found::look(global, &arguments.id)?;
@@ -56,7 +57,7 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
         files: machine_files(&found.sandbox_folder).directory().to_owned(),
         attended: Attended::Process(ProcessPlan {
             container: found.container.id.clone(),
-            name: unused_name()?,
+            name: unused_name().map_err(GuestError::Random)?,
             process: serde_json::to_value(&process).map_err(GuestError::Request)?,
         }),
         ends_machine: false,
