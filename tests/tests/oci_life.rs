@@ -290,6 +290,38 @@ fn descriptors_are_handed_down_on_request() {
     );
 }
 
+/// Neither its link nor a mapping of a process that waits in a container leads to the runtime's file.
+#[test]
+fn a_waiting_process_has_nothing_of_the_program_that_made_it() {
+    let Some(bundle) = OciContainer::new(&["true"]) else {
+        return;
+    };
+    bundle.on("create", &[]).expect(0);
+    let state: serde_json::Value = serde_json::from_str(&bundle.on("state", &[]).expect(0).stdout).unwrap();
+    let pid = &state["pid"];
+    let program = fs::canonicalize(tests::binary("bulkhead-oci")).unwrap();
+    assert_ne!(fs::read_link(format!("/proc/{pid}/exe")).unwrap(), program);
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    assert!(!maps.contains(program.to_str().unwrap()), "{maps}");
+    delete(&bundle);
+}
+
+/// It then keeps itself out of reach by a copy, which is executed with the same words.
+#[test]
+fn without_the_privilege_to_mount_it_goes_on_all_the_same() {
+    let Some(bundle) = OciContainer::new(&["true"]) else {
+        return;
+    };
+    let run = bundle.command("exec");
+    let mut less = std::process::Command::new("setpriv");
+    less.args(["--bounding-set", "-sys_admin,-checkpoint_restore"])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .args([&bundle.id(), "true"]);
+    let complaint = finish(less.current_dir(bundle.folder())).expect(1);
+    complaint.complains_of(&[&bundle.id(), "does not exist"]);
+}
+
 /// CVE-2019-5736: a container has the runtime executed in it, and writes to what `/proc/PID/exe` leads to.
 #[test]
 fn a_container_cannot_reach_the_program_that_enters_it() {

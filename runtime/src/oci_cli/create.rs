@@ -9,14 +9,13 @@ use super::log::Log;
 use super::{GlobalOptions, OciError, descriptors, guest};
 use crate::isolation::Isolation;
 
-/// Create a container from a bundle; its program waits for start
 #[derive(Debug, clap::Args)]
 pub(super) struct CreateArguments {
     #[command(flatten)]
     creation: Creation,
 }
 
-/// What `create` and `run` are told alike.
+// What `create` and `run` are told alike. As a doc comment this would be their help.
 #[derive(Debug, clap::Args)]
 pub(super) struct Creation {
     /// A name that no other container has

@@ -5,7 +5,6 @@ use container::{Container, ContainerId, StateError, delete_damaged};
 use super::log::Log;
 use super::{GlobalOptions, OciError};
 
-/// Remove a stopped container and all it left
 #[derive(Debug, clap::Args)]
 pub(super) struct DeleteArguments {
     /// The container

@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::{GlobalOptions, OciError, load, print};
 
-/// Tell what a container uses, and when it runs out of memory, a line of JSON for each event
 #[derive(Debug, clap::Args)]
 pub(super) struct EventsArguments {
     /// The container

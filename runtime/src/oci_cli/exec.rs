@@ -10,7 +10,6 @@ use super::foreground::{Foreground, take_our_size};
 use super::log::Log;
 use super::{GlobalOptions, OciError, descriptors, load};
 
-/// Run one more process in a running container
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArguments {
     /// The container

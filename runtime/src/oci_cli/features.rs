@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use super::{OciError, print_json};
 use crate::isolation::ISOLATION_ANNOTATION;
 
-/// Print what of the runtime specification this runtime recognizes, as JSON
 #[derive(Debug, clap::Args)]
 pub(super) struct FeaturesArguments {}
 

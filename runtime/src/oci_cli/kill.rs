@@ -5,7 +5,6 @@ use container::{ContainerId, Signal};
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Send a signal to the first process of a container, or to all
 #[derive(Debug, clap::Args)]
 pub(super) struct KillArguments {
     /// The container

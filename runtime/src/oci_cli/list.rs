@@ -12,7 +12,6 @@ use super::{GlobalOptions, OciError, print};
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::record::GuestContainer;
 
-/// List the containers whose state is in the root folder
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArguments {
     /// How they are shown

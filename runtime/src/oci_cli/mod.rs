@@ -88,22 +88,41 @@ fn parse_isolation(word: &str) -> Result<Isolation, UnknownIsolation> {
     word.parse()
 }
 
+// Only the arguments of the verb that is asked for are described to the parser: to describe all takes longer than to
+// make some containers' cgroups.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
+    /// Create a container from a bundle; its program waits for start
     Create(create::CreateArguments),
+    /// Create a container, run its program, wait for its end and remove it
     Run(Box<run::RunArguments>),
+    /// Run one more process in a running container
     Exec(Box<exec::ExecArguments>),
+    /// Run the program of a created container
     Start(start::StartArguments),
+    /// Print the state of a container as JSON
     State(state::StateArguments),
+    /// Send a signal to the first process of a container, or to all
     Kill(kill::KillArguments),
+    /// Remove a stopped container and all it left
     Delete(delete::DeleteArguments),
+    /// Stop all processes of a container where they stand
     Pause(pause::PauseArguments),
+    /// Let the processes of a paused container go on
     Resume(resume::ResumeArguments),
+    /// Change the limits of a container; all are set, or none
     Update(Box<update::UpdateArguments>),
+    /// Tell what a container uses, and when it runs out of memory, a line of JSON for each event
     Events(events::EventsArguments),
+    /// Show the processes of a container
     Ps(ps::PsArguments),
+    /// List the containers whose state is in the root folder
     List(list::ListArguments),
+    /// Write a config.json to begin a bundle with: a shell in a terminal; with --rootless, for a user without root's
+    /// privileges, who is root inside
     Spec(spec::SpecArguments),
+    /// Print what of the runtime specification this runtime recognizes, as JSON
     Features(features::FeaturesArguments),
 }
 

@@ -5,7 +5,6 @@ use container::ContainerId;
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Stop all processes of a container where they stand
 #[derive(Debug, clap::Args)]
 pub(super) struct PauseArguments {
     /// The container

@@ -9,7 +9,6 @@ use container::ContainerId;
 
 use super::{GlobalOptions, OciError, load, print};
 
-/// Show the processes of a container
 #[derive(Debug, clap::Args)]
 pub(super) struct PsArguments {
     /// How they are shown

@@ -5,7 +5,6 @@ use container::ContainerId;
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Let the processes of a paused container go on
 #[derive(Debug, clap::Args)]
 pub(super) struct ResumeArguments {
     /// The container

@@ -8,7 +8,6 @@ use super::log::{Log, chain};
 use super::{GlobalOptions, OciError, guest};
 use crate::isolation::Isolation;
 
-/// Create a container, run its program, wait for its end and remove it
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArguments {
     #[command(flatten)]

@@ -9,8 +9,6 @@ use serde_json::{Value, json};
 use super::{GlobalOptions, OciError};
 use crate::isolation::ISOLATION_ANNOTATION;
 
-/// Write a config.json to begin a bundle with: a shell in a terminal; with --rootless, for a user without root's
-/// privileges, who is root inside
 #[derive(Debug, clap::Args)]
 pub(super) struct SpecArguments {
     /// The folder of the bundle

@@ -5,7 +5,6 @@ use container::ContainerId;
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Run the program of a created container
 #[derive(Debug, clap::Args)]
 pub(super) struct StartArguments {
     /// The container

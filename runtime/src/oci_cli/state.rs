@@ -11,7 +11,6 @@ use super::{GlobalOptions, OciError, load, print_json};
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::record::GuestContainer;
 
-/// Print the state of a container as JSON
 #[derive(Debug, clap::Args)]
 pub(super) struct StateArguments {
     /// The container

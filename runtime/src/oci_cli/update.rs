@@ -11,7 +11,6 @@ use serde_json::{Map, Value};
 use super::log::Log;
 use super::{GlobalOptions, OciError, load};
 
-/// Change the limits of a container; all are set, or none
 #[derive(Debug, clap::Args)]
 pub(super) struct UpdateArguments {
     /// The container

@@ -2,15 +2,18 @@
 //!
 //! A process on its way into a container is a copy of the runtime, and an image may even have it executed again, by a
 //! script whose interpreter is `/proc/self/exe`. Whoever opens that link from inside would hold the runtime's file on
-//! the host, and could write to it once it is no longer executed. So the runtime executes itself again, first of all,
-//! by way of a read-only mount that is attached nowhere: the link then leads to that mount, which nobody can make
-//! writable, because nobody can name it.
+//! the host, and could write to it once it is no longer executed. So the runtime first of all has that link lead to a
+//! read-only mount of the file that is attached nowhere, which nobody can make writable, because nobody can name it:
+//! in its place where the kernel allows it, and otherwise by executing itself again by way of that mount.
+
+mod exchange;
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{
     AtFlags, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
@@ -36,10 +39,17 @@ fn failed(doing: &'static str) -> impl FnOnce(Errno) -> ProgramError {
     }
 }
 
-/// Returns when this process executes a program that nobody can write to by way of it: at once where it does already,
-/// otherwise in a new execution with the same arguments and environment. Descriptors without close-on-exec stay open.
+/// Where the program was before its file was exchanged: `/proc` has no path for where it is now.
+static PATH_BEFORE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Returns when this process executes a program that nobody can write to by way of it: at once where it does already or
+/// the file can be exchanged, otherwise in a new execution with the same arguments and environment. Descriptors without
+/// close-on-exec stay open.
 ///
 /// To be called first of all by a program that puts processes into containers.
+///
+/// # Errors
+/// When none of the ways works.
 pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let program =
@@ -51,6 +61,7 @@ pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
         return Ok(());
     }
     let unreachable = match read_only_mount(&program) {
+        Ok(mount) if exchange_for(&program, &mount) => return Ok(()),
         Ok(mount) => mount,
         // A mount may be locked to its place, or its file system be of a kind that has no copies.
         Err(_) => sealed_copy().map_err(failed("copy it"))?,
@@ -87,6 +98,19 @@ fn read_only_mount(program: &OwnedFd) -> Result<OwnedFd, Errno> {
     Ok(mount)
 }
 
+/// Whether `/proc/self/exe` leads to the mount from now on; where it does not, there is another way.
+fn exchange_for(program: &OwnedFd, mount: &OwnedFd) -> bool {
+    let by_number = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let (Ok(path), Ok(replacement)) = (std::env::current_exe(), std::fs::File::open(by_number)) else {
+        return false;
+    };
+    if exchange::exchange(program.as_fd(), replacement.as_fd()).is_err() {
+        return false;
+    }
+    PATH_BEFORE.get_or_init(|| path);
+    true
+}
+
 const NO_MORE_CHANGES: SealFlags = SealFlags::from_bits_retain(
     SealFlags::SEAL.bits() | SealFlags::SHRINK.bits() | SealFlags::GROW.bits() | SealFlags::WRITE.bits(),
 );
@@ -109,11 +133,14 @@ fn is_sealed_copy() -> bool {
         .is_some_and(|seals| seals.contains(NO_MORE_CHANGES))
 }
 
-/// Where this program's file is, also after it was executed again and the kernel has no path for it any more.
+/// Where this program's file is, also after it was exchanged or executed again and the kernel has no path for it any more.
 ///
 /// # Errors
 /// When `/proc` does not tell.
 pub fn own_program_path() -> io::Result<PathBuf> {
+    if let Some(path) = PATH_BEFORE.get() {
+        return Ok(path.clone());
+    }
     let path = std::env::current_exe()?;
     let is_nowhere = path.file_name().is_none() || path.starts_with("/memfd:bulkhead (deleted)");
     match std::env::args_os().next() {
