@@ -8,8 +8,8 @@ mod entropy;
 mod event_connection;
 mod exit_status;
 mod guest_mounts;
+mod memory_settings;
 mod network;
-mod overcommit;
 mod power;
 mod process_table;
 mod sandbox_service;
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<std::convert::Infallible> {
     guest_mounts::mount_all().context("preparing the guest's file systems")?;
     task::make_folders().context("making the containers' folders")?;
-    overcommit::promise_everything().context("setting vm.overcommit_memory")?;
+    memory_settings::apply().context("setting how memory is treated (/proc/sys/vm)")?;
     container::bring_loopback_up().context("bringing the pod's loopback interface up")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
