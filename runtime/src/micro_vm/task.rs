@@ -24,8 +24,9 @@ use crate::sandbox::stdio::{ContainerStdio, all_written, copy_in_background};
 use crate::sandbox::{CommandFailure, ExitStatus, SandboxError};
 use crate::unused_name::unused_name;
 
-/// Every call but waiting; the guest's kernel may be emulated, and a container's creation is many system calls.
-const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// Every call but waiting. Where the guest's kernel is emulated a container's creation takes seconds of a processor, and
+/// a host that starts many pods at once has few for each; a kubelet gives up after two minutes.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A process in the guest.
 #[derive(Debug, Clone, Copy)]
