@@ -76,11 +76,16 @@ impl Bundle {
             path: path.clone(),
             source,
         })?;
-        match parse(&text) {
+        Self::from_text(directory, path, &text)
+    }
+
+    /// `text` is what the file at `path` holds.
+    pub(crate) fn from_text(directory: PathBuf, path: PathBuf, text: &[u8]) -> Result<Bundle, BundleError> {
+        match parse(text) {
             Ok(spec) => Ok(Bundle { directory, spec }),
             // The document is read again only to say where it is wrong.
             Err(source) => {
-                let mut document = serde_json::Deserializer::from_slice(&text);
+                let mut document = serde_json::Deserializer::from_slice(text);
                 let (field, source) = match serde_path_to_error::deserialize::<_, Spec>(&mut document) {
                     Err(error) => (error.path().to_string(), error.into_inner()),
                     Ok(_) => (".".to_owned(), source),

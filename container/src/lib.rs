@@ -37,6 +37,8 @@ mod bundle;
 mod cgroup;
 mod container;
 mod features;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hook;
 mod host_hooks;
 mod id;

@@ -13,6 +13,8 @@ mod blob;
 pub mod bundle;
 mod digest;
 mod discard;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod layer;
 mod layout;
 mod limits;

@@ -4,7 +4,7 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
 
-use crate::plan::SpecError;
+use crate::plan::{SpecError, by_key};
 
 /// Limits, in the units of the runtime specification. None leaves the kernel's default, or what was set before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,14 +127,13 @@ impl Resources {
         }
         plan.read_rdma(resources)?;
         if let Some(unified) = resources.unified() {
-            for (file, value) in unified {
+            for (file, value) in by_key(unified) {
                 if file.contains('/') || file.is_empty() || !file.contains('.') {
                     let field = format!("linux.resources.unified[`{file}`]");
                     return Err(SpecError::invalid(field, "is not the name of a cgroup2 file"));
                 }
-                plan.unified.push((file.clone(), value.clone()));
+                plan.unified.push((file.to_owned(), value.clone()));
             }
-            plan.unified.sort_unstable();
         }
         Ok(plan)
     }
@@ -247,7 +246,7 @@ impl Resources {
     }
 
     fn read_rdma(&mut self, resources: &LinuxResources) -> Result<(), SpecError> {
-        for (device, limit) in resources.rdma().iter().flatten() {
+        for (device, limit) in resources.rdma().iter().flat_map(by_key) {
             let field = format!("linux.resources.rdma[`{device}`]");
             if device.is_empty() || device.contains(char::is_whitespace) {
                 return Err(SpecError::invalid(field, "is not the name of an RDMA device"));
@@ -256,13 +255,11 @@ impl Resources {
                 return Err(SpecError::invalid(field, "limits neither handles nor objects"));
             }
             self.rdma.push(RdmaLimit {
-                device: device.clone(),
+                device: device.to_owned(),
                 handles: limit.hca_handles(),
                 objects: limit.hca_objects(),
             });
         }
-        self.rdma
-            .sort_unstable_by(|one, other| one.device.cmp(&other.device));
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
 use super::SpecError;
+use super::map_order::by_key;
 use super::mounts::MappingOfMount;
 
 /// A kind of namespace. The value is its flag for clone3(2), unshare(2) and setns(2).
@@ -249,8 +250,8 @@ impl NamespacePlan {
                 "needs a new time namespace",
             ));
         }
-        for (clock, offset) in offsets {
-            let clock = match clock.as_str() {
+        for (clock, offset) in by_key(offsets) {
+            let clock = match clock {
                 "monotonic" => "monotonic",
                 "boottime" => "boottime",
                 _ => {

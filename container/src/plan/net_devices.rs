@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::Linux;
 
+use super::map_order::by_key;
 use super::{Namespace, NamespacePlan, SpecError};
 
 /// A device to move.
@@ -18,14 +19,13 @@ pub(crate) struct NetDevice {
 /// The devices, sorted by their names on the host.
 pub(super) fn plan(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<NetDevice>, SpecError> {
     let mut devices = Vec::new();
-    for (host_name, device) in linux.net_devices().iter().flatten() {
+    for (host_name, device) in linux.net_devices().iter().flat_map(by_key) {
         let name = device.name().as_ref().filter(|name| !name.is_empty());
         devices.push(NetDevice {
-            host_name: host_name.clone(),
-            name: name.unwrap_or(host_name).clone(),
+            host_name: host_name.to_owned(),
+            name: name.map_or(host_name, String::as_str).to_owned(),
         });
     }
-    devices.sort_unstable_by(|one, other| one.host_name.cmp(&other.host_name));
     if !devices.is_empty() && !namespaces.isolates(Namespace::Network) {
         let problem = "needs a network namespace that is not the caller's";
         return Err(SpecError::invalid("linux.netDevices", problem));

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::map_order::by_key;
 use super::{Namespace, NamespacePlan, SpecError};
 
 const OF_IPC: [&str; 10] = [
@@ -42,14 +43,14 @@ pub(super) fn plan(
         return Ok(Vec::new());
     };
     let mut files = Vec::with_capacity(sysctl.len());
-    for (name, value) in sysctl {
+    for (name, value) in by_key(sysctl) {
         let refuse = |problem: &str| SpecError::invalid(format!("linux.sysctl[`{name}`]"), problem);
         // Both spellings of sysctl(8): with dots, and with slashes where a component holds a dot (eth0.1).
         let dotted = !name.contains('/');
         let path = if dotted {
             name.replace('.', "/")
         } else {
-            name.clone()
+            name.to_owned()
         };
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\0') {
             return Err(refuse("is not the name of a kernel parameter"));

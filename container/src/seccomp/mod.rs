@@ -107,6 +107,12 @@ impl SeccompPlan {
         session && (terminal || !with_terminal) && (limit || !with_limit)
     }
 
+    /// The filter's instructions.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn program(&self) -> &[libc::sock_filter] {
+        &self.program
+    }
+
     /// Puts the filter between the calling thread and the kernel, for good. Returns the listener where the profile
     /// hands calls on.
     ///

@@ -199,14 +199,7 @@ fn unpack_stream(
         progress,
         reported: 0,
     };
-    let content = decompress::decoder(layer.compression, compressed);
-    let plain = Plain {
-        content,
-        hasher: sha2::Sha256::new(),
-        read: 0,
-        limit: limits.layer_bytes,
-    };
-    let mut stream = TarStream::new(plain);
+    let mut stream = TarStream::new(decompressed(layer.compression, compressed, limits.layer_bytes));
     let mut unpacker = Unpacker::new(destination)?;
     let mut entries = 0;
     while let Some(entry) = stream.next_entry()? {
@@ -232,6 +225,20 @@ fn unpack_stream(
     Ok(Unpacked { entries, bytes })
 }
 
+/// What `blob` decompresses to, up to `limit` bytes.
+pub(crate) fn decompressed<'a>(
+    compression: Compression,
+    blob: impl Read + 'a,
+    limit: u64,
+) -> Plain<Box<dyn Read + 'a>> {
+    Plain {
+        content: decompress::decoder(compression, blob),
+        hasher: sha2::Sha256::new(),
+        read: 0,
+        limit,
+    }
+}
+
 /// Reports how much of the blob was read, once a mebibyte.
 struct Reported<'a, 'b> {
     blob: &'a mut blob::VerifiedBlob<'b>,
@@ -253,7 +260,7 @@ impl Read for Reported<'_, '_> {
 }
 
 /// The decompressed layer: hashed for the diff id, and ended by an error when it outgrows its limit.
-struct Plain<R> {
+pub(crate) struct Plain<R> {
     content: R,
     hasher: sha2::Sha256,
     read: u64,
