@@ -7,6 +7,8 @@
 mod between;
 mod clocks;
 mod namespaces;
+#[cfg(test)]
+mod order;
 mod outside;
 mod start;
 
@@ -17,7 +19,6 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::umask;
 
 pub(crate) use namespaces::JoinedNamespaces;
 pub use namespaces::NamespaceError;
@@ -25,8 +26,8 @@ pub(crate) use outside::can_be_made_outside;
 
 use crate::cgroup::Cgroup;
 use crate::hook::{self, DefaultEnvironment};
+use crate::kernel::calls::{reset_for_exec, umask};
 use crate::kernel::pid_slot::PidSlot;
-use crate::kernel::signal_disposition;
 use crate::plan::{Namespace, Plan};
 use crate::process::channel::{InitChannel, Report};
 use crate::process::{self, Keyring, SETUP_FAILED, SetUpError, Streams};
@@ -140,7 +141,7 @@ impl Init<'_> {
             unsafe { rustix::io::close(descriptor) };
         }
         process::close_with_the_execution_all_but(&self.preserved)?;
-        signal_disposition::reset_for_exec();
+        reset_for_exec();
         let plan = self.plan;
         if !plan.namespaces.needs_process_between() {
             self.enter_existing()?;

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::clocks;
-use crate::kernel::bring_loopback_up;
+use crate::kernel::calls::{bring_loopback_up, sethostname, unshare_unsafe};
 use crate::kernel::namespace_kind::namespace_kind;
 use crate::plan::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, Plan, sysctl_kind};
 use crate::process::SetUpError;
@@ -252,7 +252,7 @@ pub(super) fn furnish(plan: &Plan) -> Result<(), SetUpError> {
         bring_loopback_up().map_err(SetUpError::step("bring the loopback interface up"))?;
     }
     if let Some(hostname) = &plan.hostname {
-        rustix::system::sethostname(hostname.as_bytes())
+        sethostname(hostname.as_bytes())
             .map_err(SetUpError::field("hostname", format!("set it to `{hostname}`")))?;
     }
     if let Some(domainname) = &plan.domainname {

@@ -1,5 +1,6 @@
 //! System calls that `rustix` does not wrap, one file each. Nothing here decides anything.
 
+pub(crate) mod calls;
 pub(crate) mod clone;
 pub(crate) mod clone3;
 pub(crate) mod close_range;

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Gid, Uid, fchdir, set_dumpable_behavior};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::process::{DumpableBehavior, Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::SetUpError;
+use crate::kernel::calls::{
+    capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set, fchdir,
+    remove_capability_from_bounding_set, set_capabilities, set_dumpable_behavior, set_keep_capabilities,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
 use crate::plan::{CAPABILITIES, CapabilityPlan, ProcessPlan, UserPlan};
 use crate::rootfs::ContainerRoot;
 

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit};
 
 use super::SetUpError;
+use crate::kernel::calls::setrlimit;
 use crate::plan::ResourceLimit;
 use crate::procfs;
 

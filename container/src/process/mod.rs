@@ -19,7 +19,6 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::umask;
 
 pub use command::CommandFailure;
 pub(crate) use ending::describe_end;
@@ -33,7 +32,10 @@ pub(crate) use ready::{Ready, close_everything_but};
 pub(crate) use set_up_error::SetUpError;
 pub(crate) use terminal::{Terminal, open_terminal};
 
-use crate::kernel::keyring::begin_session_keyring;
+use crate::kernel::calls::{
+    begin_session_keyring, close_on_exec_all_but_stdio_and, dup2_stderr, dup2_stdin, dup2_stdout, setsid,
+    umask,
+};
 use crate::plan::ProcessPlan;
 use crate::seccomp::SeccompPlan;
 
@@ -72,7 +74,7 @@ pub(crate) fn take_on<'a>(
     filter: Option<&'a SeccompPlan>,
     caller: BorrowedFd<'_>,
 ) -> Result<Ready<'a>, SetUpError> {
-    rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
+    setsid().map_err(SetUpError::step("begin a session"))?;
     begin_keyring(keyring)?;
     let terminal = use_streams(streams)?;
     if terminal.is_some() {
@@ -129,9 +131,9 @@ fn use_as_stdio(stdio: &[OwnedFd; 3]) -> Result<(), SetUpError> {
     let failed = SetUpError::step("connect the standard streams");
     let connect = || -> Result<(), Errno> {
         let [stdin, stdout, stderr] = stdio;
-        rustix::stdio::dup2_stdin(stdin)?;
-        rustix::stdio::dup2_stdout(stdout)?;
-        rustix::stdio::dup2_stderr(stderr)
+        dup2_stdin(stdin)?;
+        dup2_stdout(stdout)?;
+        dup2_stderr(stderr)
     };
     connect().map_err(failed)
 }
@@ -147,7 +149,7 @@ pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
 /// Has all descriptors but those of `preserved` and the standard streams close with the execution. The container's filter
 /// may be in force before that and forbid closing them.
 pub(crate) fn close_with_the_execution_all_but(preserved: &[RawFd]) -> Result<(), SetUpError> {
-    crate::kernel::close_range::close_on_exec_all_but_stdio_and(&mut preserved.to_vec())
+    close_on_exec_all_but_stdio_and(&mut preserved.to_vec())
         .map_err(SetUpError::step("keep the caller's descriptors from the program"))
 }
 

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use super::channel::Report;
 use super::command::{CommandError, CommandFailure};
 use super::{SetUpError, filter};
-use crate::kernel::close_range;
-use crate::kernel::execve::{StringArray, execve};
+use crate::kernel::calls::{close_all_but_stdio_and, execve};
+use crate::kernel::execve::StringArray;
 use crate::seccomp::SeccompPlan;
 
 /// A process that has everything but its program.
@@ -63,5 +63,5 @@ impl Ready<'_> {
 /// it ends in execve or _exit.
 pub(crate) unsafe fn close_everything_but(kept: &mut [RawFd]) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
-    unsafe { close_range::close_all_but_stdio_and(kept) }
+    unsafe { close_all_but_stdio_and(kept) }
 }

@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
-    fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_reconfigure, fsconfig_set_fd, fspick,
 };
 
+use crate::kernel::calls::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
 use crate::kernel::mount_setattr::attribute;
 use crate::plan::{MS_LAZYTIME, MountOptions};
 

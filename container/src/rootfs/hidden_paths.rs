@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::OpenTreeFlags;
 
 use super::mounting::{move_onto, refused};
 use super::replaceable::is_replaceable;
 use super::sources::{clone_flags, keep_as_it_is, make_read_only};
 use super::{ContainerRoot, RootfsError, file_system};
+use crate::kernel::calls::open_tree;
 use crate::kernel::mount_setattr::attribute;
 use crate::plan::MountOptions;
 use crate::procfs::is_procfs;

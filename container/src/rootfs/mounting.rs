@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxAttributes, StatxFlags, fstat, statx};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MoveMountFlags, mount, move_mount};
+use rustix::mount::{MountFlags, MoveMountFlags, mount};
 
 use super::copy_up::copy_up;
 use super::file_system::{self, Refusal};
@@ -16,7 +16,8 @@ use super::replaceable::check_mount_point;
 use super::sources::{change, make_read_only};
 use super::{ContainerRoot, RootfsError, Sources, cgroup_mount};
 use crate::cgroup::Cgroup;
-use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
+use crate::kernel::calls::{mount_setattr, move_mount};
+use crate::kernel::mount_setattr::{MountAttributes, attribute};
 use crate::plan::{MountKind, MountOptions, MountPlan};
 use crate::procfs::is_procfs;
 

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
-use rustix::process::{fchdir, pivot_root};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags};
 
 use super::sources::make_read_only;
 use super::{ContainerRoot, RootfsError};
-use crate::kernel::mount_setattr::{MountAttributes, mount_setattr};
+use crate::kernel::calls::{
+    chdir, chroot, fchdir, mount_change, mount_setattr, move_mount, pivot_root, unmount,
+};
+use crate::kernel::mount_setattr::MountAttributes;
 use crate::plan::RootPlan;
 
 /// Cuts this mount namespace off from the caller's and puts the detached root into it.
@@ -40,8 +42,7 @@ pub(crate) fn attach_in_callers_namespace(root: OwnedFd, path: &Path) -> Result<
 /// Makes the root of this process alone the container's. Who may call chroot(2) can leave it.
 pub(crate) fn change_root(root: ContainerRoot, plan: &RootPlan) -> Result<(), RootfsError> {
     enter(&root.into_descriptor(), plan)?;
-    rustix::process::chroot(".")
-        .map_err(|errno| RootfsError::path("change the root to", &plan.path, errno))?;
+    chroot(".").map_err(|errno| RootfsError::path("change the root to", &plan.path, errno))?;
     share(plan.propagation)
 }
 
@@ -63,7 +64,7 @@ pub(crate) fn pivot(root: ContainerRoot, plan: &RootPlan) -> Result<(), RootfsEr
         errno => RootfsError::path("change the root to", &plan.path, errno),
     })?;
     unmount(".", UnmountFlags::DETACH).map_err(RootfsError::step("let go of the old root"))?;
-    rustix::process::chdir("/").map_err(RootfsError::step("enter the new root"))?;
+    chdir("/").map_err(RootfsError::step("enter the new root"))?;
     share(plan.propagation)
 }
 

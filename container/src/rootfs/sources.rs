@@ -9,11 +9,12 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::OpenTreeFlags;
 
 use super::RootfsError;
 use super::id_mapped::Mappings;
-use crate::kernel::mount_setattr::{MountAttributes, attribute, mount_setattr};
+use crate::kernel::calls::{mount_setattr, open_tree};
+use crate::kernel::mount_setattr::{MountAttributes, attribute};
 use crate::plan::{AttributeChange, MountKind, MountOptions, MountPlan, Plan};
 
 /// Detached mounts.

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::io::Errno;
 
-use crate::kernel::seccomp::set_filter;
+use crate::kernel::calls::set_filter;
 use crate::plan::SpecError;
 use architecture::Architecture;
 use decision::Table;
