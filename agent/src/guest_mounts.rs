@@ -111,7 +111,7 @@ pub(crate) fn mount_all() -> Result<(), GuestMountError> {
     rustix::process::chroot(".").map_err(GuestMountError::MoveRoot)?;
     rustix::process::chdir("/").map_err(GuestMountError::MoveRoot)?;
     // The first container would take the time for it.
-    container::make_parent_cgroup().map_err(GuestMountError::Cgroup)
+    container::pass_on_controllers().map_err(GuestMountError::Cgroup)
 }
 
 /// Mounts a virtio-fs device.

@@ -59,7 +59,7 @@ pub use bundle::{Bundle, BundleError};
 pub use cgroup::{
     BlockIoEntry, BlockIoStatistics, CgroupError, CpuStatistics, CpuUsage, CpusetStatistics,
     HugepageStatistics, MemoryStatistics, MemoryUse, MountedCgroups, OutOfMemoryWatch, PodCgroup, PodLimits,
-    Pressure, PressureData, ProcessStatistics, Statistics, Throttling, make_parent_cgroup, mounted_cgroups,
+    Pressure, PressureData, ProcessStatistics, Statistics, Throttling, mounted_cgroups, pass_on_controllers,
 };
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,

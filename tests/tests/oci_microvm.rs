@@ -392,7 +392,7 @@ fn the_pods_cgroup_holds_what_stands_for_it_and_four_processors_are_used() {
     assert_eq!(written(), "0\n1\n2\n3\n4\n");
     for process in [attendant(&bundle), vmm(&bundle)] {
         let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", process.as_raw_nonzero())).unwrap();
-        let group = format!("/bulkhead/{}", bundle.id());
+        let group = format!("/bulkhead-{}", bundle.id());
         assert!(cgroups.lines().any(|line| line.ends_with(&group)), "{cgroups}");
     }
     delete(&bundle);

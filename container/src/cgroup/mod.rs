@@ -191,21 +191,17 @@ impl Cgroup {
     }
 }
 
-/// Makes the parent of the cgroups of containers whose configuration places them nowhere else, ahead of the first of
-/// them, which is then made sooner. It is removed with the last one, as any.
-pub fn make_parent_cgroup() -> Result<(), CgroupError> {
+/// Has cgroup2, where it is alone, pass on at its root the controllers that limits of containers take, ahead of the first
+/// container, which is then made sooner.
+///
+/// # Errors
+/// When there is no hierarchy, or its files cannot be read or written.
+pub fn pass_on_controllers() -> Result<(), CgroupError> {
     let hierarchies = Hierarchies::mounted()?;
-    let alone = hierarchies.iter().count() == 1;
-    for (hierarchy, mount_point) in hierarchies.iter() {
-        let parent = mount_point.join(OWN_PARENT);
-        make_with_parents(&parent)?;
-        if *hierarchy == Hierarchy::Unified && alone {
-            v2::enable_controllers(
-                mount_point,
-                &parent.join("container"),
-                &controllers::version2_names(),
-            )?;
-        }
+    let mut mounted = hierarchies.iter();
+    if let (Some((Hierarchy::Unified, root)), None) = (mounted.next(), mounted.next()) {
+        let child = root.join(OWN_PARENT);
+        v2::enable_controllers(root, &child, &controllers::version2_names())?;
     }
     Ok(())
 }

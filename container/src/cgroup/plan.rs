@@ -9,7 +9,7 @@ use super::resources::{self, Resources};
 use crate::id::ContainerId;
 use crate::plan::SpecError;
 
-/// The cgroup below which containers are whose configuration names no absolute path.
+/// The cgroup below which containers are whose configuration names a relative path.
 pub(crate) const OWN_PARENT: &str = "bulkhead";
 
 /// Where the container's cgroups are and what they limit.
@@ -38,11 +38,12 @@ impl CgroupPlan {
 }
 
 /// An absolute path counts from the root of each hierarchy. The specification leaves it to the runtime what a
-/// relative one counts from: here it is our own parent, where a container without a path is too.
+/// relative one counts from, which is our own parent here, and where a container without a path is: at the root, since
+/// a parent that comes and goes with its only child would be half of what its cgroups cost.
 pub(super) fn path(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf, SpecError> {
     let own_parent = Path::new("/").join(OWN_PARENT);
     let path = match path.filter(|path| !path.as_os_str().is_empty()) {
-        None => own_parent.join(id),
+        None => Path::new("/").join(format!("{OWN_PARENT}-{id}")),
         Some(path) => own_parent.join(path),
     };
     if path.components().any(|part| part == Component::ParentDir) {
@@ -67,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn absent_and_relative_paths_are_below_our_own_parent_and_absolute_ones_are_not() {
+    fn relative_paths_are_below_our_own_parent_and_absent_and_absolute_ones_are_not() {
         for (linux, path) in [
-            ("{}", "/bulkhead/box"),
+            ("{}", "/bulkhead-box"),
             (r#"{"cgroupsPath":"a/b"}"#, "/bulkhead/a/b"),
             (r#"{"cgroupsPath":"/a//b/"}"#, "/a/b"),
         ] {

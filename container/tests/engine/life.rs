@@ -344,7 +344,7 @@ fn a_record_that_tells_nothing_leaves_a_warning() {
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     rewrite_record(&bundle, |text| text[..text.len() / 3].to_owned());
     let warnings = delete_damaged(&bundle.states(), &bundle.id).unwrap().join("\n");
-    let place = format!("at /bulkhead/{} of each hierarchy", bundle.id);
+    let place = format!("at /bulkhead-{} of each hierarchy", bundle.id);
     assert!(
         warnings.contains(&place) && warnings.contains("poststop"),
         "{warnings}"

@@ -111,7 +111,7 @@ fn a_paused_container_stands_still_and_goes_on_without_cgroup2() {
 
 /// The container's version 1 freezer.
 fn freezer(bundle: &TestBundle) -> PathBuf {
-    Path::new("/sys/fs/cgroup/freezer/bulkhead").join(bundle.id.as_str())
+    PathBuf::from(format!("/sys/fs/cgroup/freezer/bulkhead-{}", bundle.id))
 }
 
 fn what_somebody_else_froze_is_paused_and_can_be_resumed() {

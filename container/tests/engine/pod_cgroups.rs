@@ -75,7 +75,7 @@ fn a_process_is_inside_from_its_first_instruction() {
     command.arg("/proc/self/cgroup");
     cgroup.take_in(&mut command).unwrap();
     let cgroups = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    let place = format!("/bulkhead/{id}");
+    let place = format!("/bulkhead-{id}");
     assert!(
         !cgroups.is_empty() && cgroups.lines().all(|line| line.ends_with(&place)),
         "{cgroups}"

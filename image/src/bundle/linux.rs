@@ -58,7 +58,6 @@ pub(super) fn linux(options: &BundleOptions) -> Linux {
     linux
         .set_namespaces(Some(namespaces.collect()))
         .set_resources(Some(resources(options)))
-        .set_cgroups_path(options.cgroups_path.clone().map(Into::into))
         .set_masked_paths(Some([paths(&MASKED), paths(&MASKED_DEVICES)].concat()))
         .set_readonly_paths(Some(paths(&READ_ONLY)));
     linux

@@ -31,6 +31,4 @@ pub struct BundleOptions {
     pub pids_limit: Option<PidsLimit>,
     /// Whether the root file system may not be written to.
     pub read_only: bool,
-    /// The cgroup, in the runtime's notation; by default the runtime chooses one.
-    pub cgroups_path: Option<String>,
 }

@@ -86,6 +86,10 @@ pub fn fit_for_guest(
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
         fit_mount(index, mount, bundle)?;
     }
+    // It says where the machine is on the host. In the guest each further parent would be a cgroup to make.
+    if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
+        linux.remove("cgroupsPath");
+    }
     Ok(())
 }
 

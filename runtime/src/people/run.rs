@@ -305,7 +305,6 @@ fn bundle_options(arguments: &Arguments, id: &str) -> BundleOptions {
         memory: arguments.memory,
         cpus: arguments.cpus,
         pids_limit: arguments.pids_limit,
-        cgroups_path: Some(format!("/bulkhead/{id}")),
         ..BundleOptions::default()
     }
 }
