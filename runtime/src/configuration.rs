@@ -55,6 +55,7 @@ struct MicroVmSection {
     template: Option<TemplatePolicy>,
     templates: Option<PathBuf>,
     templates_limit_mib: Option<u64>,
+    metrics: Option<PathBuf>,
 }
 
 /// What holds for one invocation.
@@ -91,6 +92,8 @@ pub struct MicroVmConfiguration {
     pub templates: PathBuf,
     /// What templates may take on disk together, in bytes.
     pub templates_limit: u64,
+    /// Where starts are counted; nowhere, if it is not said.
+    pub metrics: Option<PathBuf>,
 }
 
 /// Why the configuration was refused.
@@ -166,6 +169,7 @@ impl Configuration {
                 template: file.microvm.template.unwrap_or_default(),
                 templates: templates.unwrap_or_else(|| root.join("templates")),
                 templates_limit: templates_limit_mib.saturating_mul(1 << 20),
+                metrics: file.microvm.metrics,
             },
             root,
         })
@@ -186,6 +190,7 @@ impl MicroVmConfiguration {
             template: TemplatePolicy::Never,
             templates: nowhere.into(),
             templates_limit: 0,
+            metrics: None,
         }
     }
 }
@@ -225,11 +230,12 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let configuration =
-            load("isolation = \"shared-kernel\"\nroot = \"/a\"\n[microvm]\nkernel = \"/k\"\nboot_deadline_seconds = 3\ntemplate = \"require\"\ntemplates_limit_mib = 2")
+            load("isolation = \"shared-kernel\"\nroot = \"/a\"\n[microvm]\nkernel = \"/k\"\nboot_deadline_seconds = 3\ntemplate = \"require\"\ntemplates_limit_mib = 2\nmetrics = \"/m\"")
                 .unwrap();
         assert_eq!(configuration.microvm.template, TemplatePolicy::Require);
         assert_eq!(configuration.microvm.templates, Path::new("/a/templates"));
         assert_eq!(configuration.microvm.templates_limit, 2 << 20);
+        assert_eq!(configuration.microvm.metrics.as_deref(), Some(Path::new("/m")));
         assert_eq!(configuration.isolation, Some(Isolation::SharedKernel));
         assert_eq!(configuration.root, Path::new("/a"));
         assert_eq!(configuration.microvm.kernel, Path::new("/k"));

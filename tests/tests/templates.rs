@@ -321,8 +321,11 @@ fn without_room_for_a_template_the_machine_boots_and_says_why() {
     };
     let bulkhead = bulkhead.with_own_templates();
     fs::create_dir(bulkhead.templates()).unwrap();
+    let metrics = bulkhead.scratch("metrics");
+    let configuration = bulkhead.configuration(&format!("[microvm]\nmetrics = {metrics:?}\n"));
+    let options = ["--config", configuration.to_str().unwrap()];
     // A file system of one MiB, in a mount namespace that goes with the command.
-    let inner = bulkhead.run_command(Wall::MicroVm, &[], &["echo", "booted"]);
+    let inner = bulkhead.run_command(Wall::MicroVm, &options, &["echo", "booted"]);
     let script = r#"mount -t tmpfs -o size=1m,mode=700 templates "$0" && exec "$@""#;
     let mut command = std::process::Command::new("unshare");
     command
@@ -335,6 +338,11 @@ fn without_room_for_a_template_the_machine_boots_and_says_why() {
         "booting the microVM, because it cannot be cloned",
         "No space left",
     ]);
+    let counted = fs::read_to_string(metrics.join("bulkhead_machines.prom")).unwrap();
+    assert!(
+        counted.contains("bulkhead_machine_starts_total{origin=\"boot_instead_of_clone\"} 1\n"),
+        "{counted}"
+    );
 }
 
 fn mode(path: &Path) -> u32 {

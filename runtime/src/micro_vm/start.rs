@@ -19,6 +19,7 @@ use vmm::status::Phase;
 use super::boot::{self, BootError, LOAD_DEADLINE, RESUME_DEADLINE, Stage, stage};
 use super::machine_files::MachineFiles;
 use super::shared_directory;
+use super::start_metrics;
 use super::template::store::{Template, TemplateStore};
 use super::template::{self, TemplateError, TemplatePolicy};
 use super::unix_path::UnixPath;
@@ -108,11 +109,24 @@ impl StartRecord {
     }
 }
 
-/// Starts a machine as its configuration's policy says.
+/// Starts a machine as its configuration's policy says, and counts it where that says so.
 ///
 /// # Errors
 /// When it can neither be cloned nor booted, or may not be booted.
 pub async fn start(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<StartedMachine, BootError> {
+    let machine = clone_or_boot(new, record).await?;
+    if let Some(folder) = &new.configuration.metrics
+        && let Err(error) = start_metrics::count(folder, record)
+    {
+        eprintln!(
+            "bulkhead: this start is not counted: {:#}",
+            anyhow::Error::new(error)
+        );
+    }
+    Ok(machine)
+}
+
+async fn clone_or_boot(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<StartedMachine, BootError> {
     let reason = match new.configuration.template {
         TemplatePolicy::Never => None,
         policy => match clone(new, record).await {
