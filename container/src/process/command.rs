@@ -42,26 +42,32 @@ pub(crate) enum CommandError {
     #[error("`{}`: executable file not found in $PATH, which is {path}", program.to_string_lossy())]
     // The words are those by which podman and Docker know the case.
     NotInPath { program: CString, path: String },
-    #[error("cannot execute `{}`", program.to_string_lossy())]
-    Execute { program: CString, source: io::Error },
+    #[error("cannot execute `{}`: {}", program.to_string_lossy(), in_words(*errno))]
+    Execute { program: CString, errno: Errno },
 }
 
 impl CommandError {
     pub(crate) fn execute(program: &CStr, errno: Errno) -> CommandError {
         CommandError::Execute {
             program: program.to_owned(),
-            source: errno.into(),
+            errno,
         }
     }
 
     pub(crate) fn failure(&self) -> CommandFailure {
         match self {
             CommandError::NotInPath { .. } => CommandFailure::NotFound,
-            CommandError::Execute { source, .. } => {
-                CommandFailure::of(Errno::from_io_error(source).unwrap_or(Errno::NOENT))
-            }
+            CommandError::Execute { errno, .. } => CommandFailure::of(*errno),
         }
     }
+}
+
+/// As Go says it: Docker's client looks for `permission denied` and `no such file or directory`, in these letters, to
+/// tell which exit code it has.
+fn in_words(errno: Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.to_ascii_lowercase()
 }
 
 /// What a process without PATH searches (execvp(3)).

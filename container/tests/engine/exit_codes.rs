@@ -60,14 +60,14 @@ fn a_program_not_in_path_is_127_at_create() {
 fn a_program_that_does_not_exist_is_127_at_create() {
     let (failure, message) = refused_at_create(&TestBundle::command(&["/no/such/program"]));
     assert_eq!(failure.exit_code(), 127);
-    assert!(message.contains("No such file"), "{message}");
+    assert!(message.contains("no such file"), "{message}");
 }
 
 fn a_file_without_permission_is_126_at_create() {
     let bundle = TestBundle::command(&["/etc/passwd"]);
     let (failure, message) = refused_at_create(&bundle);
     assert_eq!(failure.exit_code(), 126);
-    assert!(message.contains("Permission denied"), "{message}");
+    assert!(message.contains("permission denied"), "{message}");
 }
 
 fn a_folder_is_126_at_create() {
