@@ -19,6 +19,11 @@ impl HostHooks {
         HookPlan::new(spec).map(HostHooks)
     }
 
+    /// Whether there is any of `prestart` and `createRuntime`.
+    pub fn has_create_runtime(&self) -> bool {
+        !self.0.create_runtime.is_empty()
+    }
+
     /// Runs `prestart` and `createRuntime`, until one fails.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 pub mod client_namespace;
 pub mod containerd;
 pub mod cri;
+pub mod docker;
 pub mod initramfs;
 pub mod leftovers;
 pub mod oci;

@@ -61,7 +61,10 @@ fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: Claimed
         .unwrap_or(false);
     let (stdio, joined) =
         JoinedStreams::new(has_terminal, streams).map_err(|error| failed("joining the streams", error))?;
-    let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle).stdio(stdio);
+    // The guest's network is the pod's, and its containers join it.
+    let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle)
+        .stdio(stdio)
+        .set_in_own_namespaces();
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
     for warning in container.take_warnings() {

@@ -51,6 +51,7 @@ pub struct CreateOptions<'a> {
     pub(super) console_socket: Option<&'a Path>,
     pub(super) preserved: Vec<RawFd>,
     pub(super) keyring: Keyring,
+    pub(super) may_set_own_namespaces: bool,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -65,6 +66,7 @@ impl<'a> CreateOptions<'a> {
             console_socket: None,
             preserved: Vec::new(),
             keyring: Keyring::New,
+            may_set_own_namespaces: false,
         }
     }
 
@@ -89,6 +91,13 @@ impl<'a> CreateOptions<'a> {
     /// Lets the program keep these descriptors of the caller's, which have to be open and not close-on-exec.
     pub fn preserved_descriptors(mut self, preserved: Vec<RawFd>) -> CreateOptions<'a> {
         self.preserved = preserved;
+        self
+    }
+
+    /// Lets the configuration set names and kernel parameters also in a namespace that it joins by path and that is the
+    /// caller's own: for a caller that is there for the container's pod alone, in the pod's virtual machine.
+    pub fn set_in_own_namespaces(mut self) -> CreateOptions<'a> {
+        self.may_set_own_namespaces = true;
         self
     }
 

@@ -11,6 +11,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
 use super::delete::delete_from_pod;
+use super::new_network::NewNetwork;
 use super::{GuestError, configuration, event_loop};
 use crate::configuration::MicroVmConfiguration;
 use crate::kvm;
@@ -129,14 +130,17 @@ impl Making<'_> {
         record.write(self.folder)?;
         self.folder.write(CONFIGURATION, &self.config)?;
         record.cgroup.make()?;
+        let hooks = HostHooks::new(self.bundle.spec())?;
+        let new_network = self.network_made_by(&hooks)?;
         let (sandbox, sandbox_folder) = match &self.membership {
             Membership::Founder { of_a_pod } => {
+                let named = new_network.as_ref().map(|network| network.named_in(&self.config));
                 let started = event_loop()?.block_on(async {
                     let (sandbox, machine) = PodSandbox::start(
                         configuration,
                         self.folder,
                         &record.cgroup,
-                        &self.config,
+                        named.as_ref().unwrap_or(&self.config),
                         *of_a_pod,
                     )
                     .await?;
@@ -185,11 +189,9 @@ impl Making<'_> {
             }
             (terminal, _) => terminal,
         };
-        let told = OciState {
-            pid: Some(attendant.identity().pid),
-            ..self.state_of_bundle()
-        };
-        HostHooks::new(self.bundle.spec())?.run_create_runtime(&told)?;
+        if new_network.is_none() {
+            hooks.run_create_runtime(&self.state_with(attendant.identity().pid))?;
+        }
         record.write(self.folder)?;
         if let Some(path) = &self.creation.pid_file {
             container::write_pid_file(path, attendant.identity().pid)?;
@@ -206,6 +208,26 @@ impl Making<'_> {
             attendant: identity,
             terminal,
         })
+    }
+
+    /// The network that hooks have made, in a namespace that is there for that. They run before there is a machine then,
+    /// because what is in the namespace decides which devices it has.
+    fn network_made_by(&self, hooks: &HostHooks) -> Result<Option<NewNetwork>, GuestError> {
+        if !hooks.has_create_runtime() || !matches!(self.membership, Membership::Founder { .. }) {
+            return Ok(None);
+        }
+        let network = NewNetwork::asked_for(&self.config)?;
+        if let Some(network) = &network {
+            hooks.run_create_runtime(&self.state_with(network.pid()))?;
+        }
+        Ok(network)
+    }
+
+    fn state_with(&self, pid: i32) -> OciState {
+        OciState {
+            pid: Some(pid),
+            ..self.state_of_bundle()
+        }
     }
 
     fn has_terminal(&self) -> bool {

@@ -50,6 +50,9 @@ pub enum GuestError {
     /// Its sandbox could not be had.
     #[error(transparent)]
     Sandbox(#[from] PodSandboxError),
+    /// There is no namespace for hooks to make its network in.
+    #[error("making a network namespace for the pod")]
+    NewNetwork(#[source] std::io::Error),
     /// What is written down of it could not be read or written.
     #[error(transparent)]
     Folder(#[from] FolderError),

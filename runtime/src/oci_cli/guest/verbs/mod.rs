@@ -7,6 +7,7 @@ mod events;
 mod exec;
 mod found;
 mod kill;
+mod new_network;
 mod pause;
 mod ps;
 mod run;
