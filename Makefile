@@ -72,7 +72,7 @@ lint: $(CACHE)/tools/bin/cargo-deny ## format, clippy, documentation, scripts, l
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps --locked
-	@shellcheck kernel-config/build kernel-config/profile agent/make-initramfs .ci/run .ci/test
+	@shellcheck kernel-config/build kernel-config/profile agent/make-initramfs fuzz/run .ci/run .ci/test
 	@$(DENY) --locked check licenses bans sources
 
 docs: ## the code's documentation, under target/
