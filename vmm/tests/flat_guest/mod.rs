@@ -15,12 +15,16 @@
 //! | [`DATA`] to `0x1fffff` | free |
 //! | `0x200000`–`0x3fffff` | free, mapped by one 2 MiB page |
 
+mod machine_code;
+
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_enable_cap, kvm_regs,
     kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::machine_code;
 
 /// A write to this port ends the program.
 pub(crate) const STOP_PORT: u16 = 0xf4;
@@ -49,23 +53,6 @@ const HUGE_PAGE: u64 = 1 << 7;
 const TSS: u64 = GDT + 0x100;
 const CODE_SELECTOR: u16 = 8;
 const DATA_SELECTOR: u16 = 16;
-
-/// The bytes of a program written as lines of Intel-syntax assembly, assembled with the test itself.
-#[macro_export]
-macro_rules! machine_code {
-    ($($line:literal),+ $(,)?) => {{
-        let (start, end): (*const u8, *const u8);
-        // SAFETY: the lines are jumped over, never executed here; only the addresses around them are taken, and
-        // they bound initialised, immutable bytes of this program's text.
-        unsafe {
-            core::arch::asm!(
-                "lea {0}, [rip + 90f]", "lea {1}, [rip + 91f]", "jmp 91f", "90:", $($line,)+ "91:",
-                out(reg) start, out(reg) end, options(nomem, nostack, preserves_flags)
-            );
-            core::slice::from_raw_parts(start, end.offset_from(start) as usize)
-        }
-    }};
-}
 
 /// Why a flat guest stopped.
 #[derive(Debug, PartialEq)]

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use vmm::config::NetworkDevice;
 use vmm::control::{Request, Response};
 use vmm::devices::virtio::net::NetCounts;
 
@@ -22,7 +23,7 @@ const LENGTH: usize = 100_000;
 
 /// Runs `test` on a thread whose network, and that of the processes it starts, has nothing in it but what `test` makes.
 /// It is gone with the thread.
-fn in_a_network_of_its_own(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_a_network_of_its_own(test: impl FnOnce() + Send + 'static) {
     if kvm_is_missing() {
         return;
     }
@@ -48,7 +49,7 @@ fn open_tun() -> io::Result<File> {
 }
 
 /// A tap with the host's address.
-fn tap() -> File {
+pub(crate) fn tap() -> File {
     let tap = open_tun().unwrap();
     let mut request = request();
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
@@ -74,6 +75,12 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
+/// A network device on `tap`, as a machine's only one.
+pub(crate) fn device(tap: &File) -> Vec<NetworkDevice> {
+    let device = serde_json::json!({"mac": "02:00:00:00:00:02", "tap_descriptor": tap.as_raw_fd()});
+    vec![serde_json::from_value(device).unwrap()]
+}
+
 /// A machine whose guest waits for its link and then serves.
 fn networked(mac: &str, tap: Option<&File>) -> Machine {
     let mut machine = kernel_boot::machine("network");
@@ -85,7 +92,7 @@ fn networked(mac: &str, tap: Option<&File>) -> Machine {
 }
 
 /// Starts `machine`, which alone inherits `tap`: other tests start processes at the same time.
-fn start(machine: &Machine, tap: &File) -> Running {
+pub(crate) fn start(machine: &Machine, tap: &File) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"));
     command.arg("--config").arg(machine.write_config());
     let tap = tap.as_raw_fd();

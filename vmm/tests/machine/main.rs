@@ -11,9 +11,12 @@ mod balloon;
 mod cpio;
 mod disk;
 mod flat_guest;
+mod hostile;
 mod kernel_boot;
 mod kernel_network;
 mod kernel_snapshot;
+#[path = "../flat_guest/machine_code.rs"]
+mod machine_code;
 mod own_root;
 mod program;
 mod snapshot;

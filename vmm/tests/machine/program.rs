@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -114,7 +115,8 @@ impl Machine {
 /// A running program; killed when dropped.
 pub(crate) struct Running {
     pub(crate) child: Child,
-    output: BufReader<ChildStdout>,
+    /// Taken when the end is waited for.
+    output: Option<BufReader<ChildStdout>>,
     events: Vec<Event>,
 }
 
@@ -146,7 +148,7 @@ impl Running {
         let output = BufReader::new(child.stdout.take().unwrap());
         Self {
             child,
-            output,
+            output: Some(output),
             events: Vec::new(),
         }
     }
@@ -172,9 +174,7 @@ impl Running {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        let mut line = String::new();
-        let length = self.output.read_line(&mut line).unwrap();
-        (length > 0).then(|| serde_json::from_str(&line).unwrap())
+        next_event(self.output.as_mut().unwrap())
     }
 
     pub(crate) fn signal(&self, signal: libc::c_int) {
@@ -185,16 +185,17 @@ impl Running {
     /// Waits for the end.
     pub(crate) fn finish(mut self) -> Finished {
         let deadline = Instant::now() + PATIENCE;
+        // The last event has the guest's last words in it, which may be more than a pipe holds.
+        let mut output = self.output.take().unwrap();
+        let rest = thread::spawn(move || std::iter::from_fn(|| next_event(&mut output)).collect::<Vec<_>>());
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(Instant::now() < deadline, "still running after {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         };
-        while let Some(event) = self.next_event() {
-            self.events.push(event);
-        }
+        self.events.extend(rest.join().unwrap());
         let mut errors = String::new();
         self.child
             .stderr
@@ -208,6 +209,12 @@ impl Running {
             errors,
         }
     }
+}
+
+fn next_event(output: &mut impl BufRead) -> Option<Event> {
+    let mut line = String::new();
+    let length = output.read_line(&mut line).unwrap();
+    (length > 0).then(|| serde_json::from_str(&line).unwrap())
 }
 
 impl Drop for Running {

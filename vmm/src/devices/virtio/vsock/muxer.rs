@@ -399,9 +399,19 @@ impl Muxer {
         }
     }
 
+    /// Takes a connection out. It must not stay in the queue: a guest that takes no packets could open and end others
+    /// until the queue fills the host's memory.
+    fn take(&mut self, ports: Ports) -> Option<Entry> {
+        let entry = self.connections.remove(&ports)?;
+        if entry.queued {
+            self.ready.retain(|queued| *queued != ports);
+        }
+        Some(entry)
+    }
+
     /// Ends a connection at once.
     fn remove(&mut self, ports: Ports) {
-        if let Some(entry) = self.connections.remove(&ports) {
+        if let Some(entry) = self.take(ports) {
             self.sources.remove(&entry.token);
             let (stream, _) = entry.connection.into_rest();
             close(&stream);
@@ -410,7 +420,7 @@ impl Muxer {
 
     /// Ends a connection for the guest; the host's reader gets what is left.
     fn linger(&mut self, ports: Ports) {
-        let Some(entry) = self.connections.remove(&ports) else {
+        let Some(entry) = self.take(ports) else {
             return;
         };
         let (stream, rest) = entry.connection.into_rest();

@@ -405,6 +405,21 @@ fn answers_to_a_guest_that_takes_none_are_bounded() {
 }
 
 #[test]
+fn a_guest_that_opens_and_resets_and_takes_no_answers_leaves_nothing() {
+    let mut bench = Bench::new();
+    let listener = bench.host_listens(7);
+    for guest in (0..3).cycle().take(600) {
+        let ports = Ports { host: 7, guest };
+        bench.guest_sends(ports, Operation::Request, 0, b"");
+        assert_eq!(bench.muxer.ready.len(), 1);
+        drop(listener.accept().unwrap());
+        bench.guest_sends(ports, Operation::Reset, 0, b"");
+        assert!(bench.muxer.ready.is_empty() && bench.muxer.sources.is_empty());
+    }
+    assert!(bench.pump().is_empty());
+}
+
+#[test]
 fn connections_take_turns() {
     let mut bench = Bench::new();
     let (mut first, first_ports) = bench.connect_to_guest(1);
