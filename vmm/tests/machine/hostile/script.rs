@@ -86,7 +86,7 @@ impl Script {
         self.act(65, port.into(), u64::from(address) << 32 | u64::from(bytes));
     }
 
-    /// Waits until the two bytes at `address` are `value`; complains if that takes 2^33 ticks.
+    /// Waits until the two bytes at `address` are `value`; complains if that takes 2^35 ticks.
     pub(crate) fn wait_for(&mut self, address: u32, value: u16) {
         self.act(66, address, value.into());
     }
@@ -254,7 +254,7 @@ fn interpreter() -> &'static [u8] {
         "shl rdx, 32",
         "or rax, rdx",
         "mov r14, rax",
-        "mov r15, 0x200000000",
+        "mov r15, 0x800000000",
         "4:",
         "cmp [rdi], bx",
         "je 2b",
