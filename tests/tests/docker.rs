@@ -116,11 +116,14 @@ fn a_container_is_entered_paused_signalled_and_stopped(wall: Wall) {
     docker.docker("unpause", &["patient"]).expect(0);
     docker.docker("kill", &["--signal", "USR1", "patient"]).expect(0);
     docker.wait_for_output("patient", "usr1\n");
-    let top = docker
-        .docker("top", &["patient", "-o", "pid,args"])
-        .expect(0)
-        .stdout;
-    assert!(top.lines().count() >= 2, "{top}");
+    if wall == Wall::SharedKernel {
+        // Behind the other wall Docker looks for the guest's numbers among the host's processes.
+        let top = docker
+            .docker("top", &["patient", "-o", "pid,args"])
+            .expect(0)
+            .stdout;
+        assert!(top.contains("echo ready"), "{top}");
+    }
     docker.docker("stop", &["patient"]).expect(0);
     assert_eq!(docker.inspect("patient", ".State.ExitCode"), "3");
     let logged = docker.docker("logs", &["patient"]).expect(0).stdout;
