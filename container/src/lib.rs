@@ -70,7 +70,7 @@ pub use features::{OCI_VERSION, features};
 pub use hook::HookError;
 pub use host_hooks::HostHooks;
 pub use id::{ContainerId, InvalidContainerId};
-pub use init::NamespaceError;
+pub use init::{NamespaceError, check_network_namespace};
 pub use kernel::{
     bring_loopback_up, close_on_exec_all_but_stdio_and, make_mounts_private, set_read_only,
     set_read_only_recursively,

@@ -37,10 +37,7 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
         .and_then(|()| fs::write(bundle.join("config.json"), &request.config))
         .map_err(|error| failed("writing the bundle", error))?;
     match make(service, &id, &bundle, streams) {
-        Ok(pid) => Ok(CreateResponse {
-            pid,
-            ..CreateResponse::default()
-        }),
+        Ok(created) => Ok(created),
         Err(error) => {
             // The engine has undone what it did; the bundle is ours. A failure here must not hide the first one.
             let _ = fs::remove_dir_all(&bundle);
@@ -50,7 +47,12 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
 }
 
 /// Everything from here on happens without the event loop, which alone reaps: the exit cannot be missed.
-fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: ClaimedStreams) -> Result<u32> {
+fn make(
+    service: &TaskService,
+    id: &ContainerId,
+    bundle: &Path,
+    streams: ClaimedStreams,
+) -> Result<CreateResponse> {
     let failure = |error| failed("reading the bundle", error);
     let bundle = Bundle::load(bundle).map_err(failure)?;
     let has_terminal = bundle
@@ -61,15 +63,13 @@ fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: Claimed
         .unwrap_or(false);
     let (stdio, joined) =
         JoinedStreams::new(has_terminal, streams).map_err(|error| failed("joining the streams", error))?;
-    // The guest's network is the pod's, and its containers join it.
+    // The network that the containers join is the guest's, which is there for them alone.
     let options = CreateOptions::new(Path::new(STATE_ROOT), id, &bundle)
         .stdio(stdio)
-        .set_in_own_namespaces();
+        .set_own_network(true);
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
-    for warning in container.take_warnings() {
-        eprintln!("bulkhead-agent: container {id}: {warning}");
-    }
+    let warnings = container.take_warnings();
     let (init, out_of_memory_kills, joined) = match take_up(service, &mut container, joined) {
         Ok(taken) => taken,
         Err(error) => {
@@ -110,7 +110,11 @@ fn make(service: &TaskService, id: &ContainerId, bundle: &Path, streams: Claimed
         };
         follower.follow(kill).await;
     });
-    Ok(number)
+    Ok(CreateResponse {
+        pid: number,
+        warnings,
+        ..CreateResponse::default()
+    })
 }
 
 /// Takes charge of what was created.

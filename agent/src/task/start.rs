@@ -11,22 +11,25 @@ use super::process::{EndSender, Follower, KeptProcess, signal_process};
 use super::{KeptContainer, TaskService, command_failed, failed, name_of, refuse};
 
 pub(super) fn start(service: &TaskService, request: &StartRequest) -> Result<StartResponse> {
-    let pid = service.with_container(&request.id, |kept| {
+    service.with_container(&request.id, |kept| {
         if !request.exec_id.is_empty() {
             return start_added(service, kept, request);
         }
         kept.container
             .start()
             .map_err(|error| command_failed("starting the container", error.command_failure(), error))?;
-        Ok(kept.init.number())
-    })?;
-    Ok(StartResponse {
-        pid,
-        ..StartResponse::default()
+        Ok(StartResponse {
+            pid: kept.init.number(),
+            ..StartResponse::default()
+        })
     })
 }
 
-fn start_added(service: &TaskService, kept: &mut KeptContainer, request: &StartRequest) -> Result<u32> {
+fn start_added(
+    service: &TaskService,
+    kept: &mut KeptContainer,
+    request: &StartRequest,
+) -> Result<StartResponse> {
     let (id, exec_id) = (&request.id, &request.exec_id);
     let name = name_of(id, exec_id);
     let exec = kept.exec(id, exec_id)?;
@@ -41,7 +44,7 @@ fn start_added(service: &TaskService, kept: &mut KeptContainer, request: &StartR
             ));
         }
     };
-    let (process, joined, end) = run(service, &kept.container, added, &name)?;
+    let (process, joined, end, warnings) = run(service, &kept.container, added, &name)?;
     let (pid, number, exit) = (process.pid, process.number(), process.exit.clone());
     let follower = Follower {
         process: name,
@@ -59,7 +62,11 @@ fn start_added(service: &TaskService, kept: &mut KeptContainer, request: &StartR
             service.forget_ended(&id, &exec_id, pid);
         }
     });
-    Ok(number)
+    Ok(StartResponse {
+        pid: number,
+        warnings,
+        ..StartResponse::default()
+    })
 }
 
 /// Everything here happens without the event loop, which alone reaps: the exit cannot be missed.
@@ -68,16 +75,13 @@ fn run(
     container: &Container,
     added: AddedProcess,
     name: &str,
-) -> Result<(KeptProcess, JoinedStreams, EndSender)> {
+) -> Result<(KeptProcess, JoinedStreams, EndSender, Vec<String>)> {
     let has_terminal = added.process.terminal().unwrap_or(false);
     let (stdio, mut joined) = JoinedStreams::new(has_terminal, added.streams)
         .map_err(|error| failed(&format!("joining the streams of {name}"), error))?;
     let mut executed = container
         .exec(ExecOptions::new(&added.process).stdio(stdio))
         .map_err(|error| command_failed(&format!("running {name}"), error.command_failure(), error))?;
-    for warning in executed.warnings() {
-        eprintln!("bulkhead-agent: {name}: {warning}");
-    }
     let pid = Pid::from_raw(executed.pid());
     let pid = pid.ok_or_else(|| refuse(Code::INTERNAL, format!("{name} has no number")))?;
     let process = KeptProcess {
@@ -90,5 +94,5 @@ fn run(
         let error = killed.err().unwrap_or(error);
         return Err(failed(&format!("joining the terminal of {name}"), error));
     }
-    Ok((process, joined, added.end))
+    Ok((process, joined, added.end, executed.warnings().to_vec()))
 }

@@ -41,9 +41,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         seccomp_agent::check(agent)?;
     }
     let joined = JoinedNamespaces::open(&plan.namespaces)?;
-    if !options.may_set_own_namespaces {
-        joined.check_settings(&plan)?;
-    }
+    joined.check_settings(&plan, options.sets_own_network)?;
     let mut sources = Sources::open(&plan)
         .map_err(|error| CreateError::Sources(InitFailure::new(None, process::messages(&error))))?;
     if can_be_made_outside(&plan, &joined) {

@@ -51,7 +51,7 @@ pub struct CreateOptions<'a> {
     pub(super) console_socket: Option<&'a Path>,
     pub(super) preserved: Vec<RawFd>,
     pub(super) keyring: Keyring,
-    pub(super) may_set_own_namespaces: bool,
+    pub(super) sets_own_network: bool,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -66,7 +66,7 @@ impl<'a> CreateOptions<'a> {
             console_socket: None,
             preserved: Vec::new(),
             keyring: Keyring::New,
-            may_set_own_namespaces: false,
+            sets_own_network: false,
         }
     }
 
@@ -94,10 +94,10 @@ impl<'a> CreateOptions<'a> {
         self
     }
 
-    /// Lets the configuration set names and kernel parameters also in a namespace that it joins by path and that is the
-    /// caller's own: for a caller that is there for the container's pod alone, in the pod's virtual machine.
-    pub fn set_in_own_namespaces(mut self) -> CreateOptions<'a> {
-        self.may_set_own_namespaces = true;
+    /// Lets `linux.sysctl` set parameters of a network that is the caller's own, of a machine that is there for its
+    /// containers alone; by default that is refused.
+    pub fn set_own_network(mut self, set: bool) -> CreateOptions<'a> {
+        self.sets_own_network = set;
         self
     }
 

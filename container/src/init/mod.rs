@@ -21,7 +21,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 pub(crate) use namespaces::JoinedNamespaces;
-pub use namespaces::NamespaceError;
+pub use namespaces::{NamespaceError, check_network_namespace};
 pub(crate) use outside::can_be_made_outside;
 
 use crate::cgroup::Cgroup;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -75,18 +75,17 @@ impl JoinedNamespaces<'_> {
     }
 
     /// A path may also lead to a namespace of the caller's. That is shared like one that is not listed, and nothing in it
-    /// may be set.
-    pub(crate) fn check_settings(&self, plan: &Plan) -> Result<(), NamespaceError> {
+    /// may be set, but for parameters of a network that is the containers' alone.
+    pub(crate) fn check_settings(&self, plan: &Plan, sets_own_network: bool) -> Result<(), NamespaceError> {
         for (joined, fd) in &self.0 {
             let is_set = match joined.kind {
                 Namespace::Uts => plan.hostname.is_some() || plan.domainname.is_some(),
                 Namespace::Network => !plan.net_devices.is_empty(),
                 _ => false,
             };
-            let has_parameters = plan
-                .sysctl
-                .iter()
-                .any(|(path, _)| sysctl_kind(path) == Some(joined.kind));
+            let may_be_set = sets_own_network && joined.kind == Namespace::Network;
+            let mut parameters = plan.sysctl.iter().map(|(path, _)| sysctl_kind(path));
+            let has_parameters = !may_be_set && parameters.any(|kind| kind == Some(joined.kind));
             if (is_set || has_parameters) && is_callers(joined.kind, fd).unwrap_or(true) {
                 return Err(NamespaceError::Callers {
                     index: joined.index,
@@ -162,6 +161,19 @@ impl JoinedNamespaces<'_> {
             format!("join {}", joined.path.display()),
         ))
     }
+}
+
+/// Whether a container can be given the network namespace at this path, which is that of `linux.namespaces[index]`.
+///
+/// # Errors
+/// When there is no such file, or it is some other.
+pub fn check_network_namespace(path: &Path, index: usize) -> Result<(), NamespaceError> {
+    let joined = JoinedNamespace {
+        index,
+        kind: Namespace::Network,
+        path: path.to_owned(),
+    };
+    open(&joined).map(drop)
 }
 
 fn open(joined: &JoinedNamespace) -> Result<OwnedFd, NamespaceError> {

@@ -3,6 +3,9 @@
 /// How much is shown of one text, in characters.
 const LONGEST: usize = 2048;
 
+/// How many of a list are shown.
+const MOST: usize = 64;
+
 /// The same on one line, without what would command a terminal or turn the direction of what follows, and cut where it
 /// is longer than a person reads.
 pub fn shown(text: &str) -> String {
@@ -20,6 +23,11 @@ pub fn shown(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// The same for each of several, of which only so many are shown as a person reads.
+pub fn shown_list(texts: &[String]) -> Vec<String> {
+    texts.iter().take(MOST).map(|text| shown(text)).collect()
 }
 
 /// The error with its message made fit: the agent wrote it.
@@ -44,6 +52,12 @@ fn is_direction(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_ends_where_nobody_reads_on() {
+        let texts = vec!["a\nb".to_owned(); 1000];
+        assert_eq!(shown_list(&texts), vec!["a b"; MOST]);
+    }
 
     #[test]
     fn nothing_commands_the_terminal() {

@@ -68,6 +68,15 @@ pub struct NewContainer<'a> {
     pub shared_folder: &'a str,
 }
 
+/// A process that the agent has made.
+#[derive(Debug)]
+pub struct Made {
+    /// Its number in the guest.
+    pub pid: u32,
+    /// What was not as asked and is no error.
+    pub warnings: Vec<String>,
+}
+
 /// The host's end of a stream that carries nothing: when it goes, the agent kills the process it was made for.
 #[derive(Debug)]
 pub struct Leash(#[expect(dead_code, reason = "held for what becomes of the other end")] OwnedFd);
@@ -81,8 +90,8 @@ struct Streams {
 }
 
 impl MicroVm {
-    /// Shares a container's files and makes it, up to the moment before its command runs. Gives the number of its init
-    /// process in the guest. `leash` holds it.
+    /// Shares a container's files and makes it, up to the moment before its command runs. Gives its init process.
+    /// `leash` holds it.
     ///
     /// # Errors
     /// When its files cannot be shared or the engine in the guest refuses it.
@@ -91,7 +100,7 @@ impl MicroVm {
         new: &NewContainer<'_>,
         stdio: ContainerStdio,
         leash: Option<&mut Option<Leash>>,
-    ) -> Result<u32, SandboxError> {
+    ) -> Result<Made, SandboxError> {
         let name = ProcessName::init(new.id);
         let config = self
             .shared()
@@ -117,7 +126,11 @@ impl MicroVm {
         };
         let action = format!("creating container {}", new.id);
         let created = self.tasks.create(deadline(CALL_DEADLINE), &request);
-        Ok(self.call(action, created).await?.pid)
+        let created = self.call(action, created).await?;
+        Ok(Made {
+            pid: created.pid,
+            warnings: guest_text::shown_list(&created.warnings),
+        })
     }
 
     /// Adds a process to a container, for [`Self::start_process`]. `process` is the JSON of an OCI process.
@@ -148,11 +161,11 @@ impl MicroVm {
             .map(drop)
     }
 
-    /// Runs the command of a container, or a process that was added to one. Gives its number in the guest.
+    /// Runs the command of a container, or a process that was added to one.
     ///
     /// # Errors
     /// When it cannot be run.
-    pub async fn start_process(&self, name: ProcessName<'_>) -> Result<u32, SandboxError> {
+    pub async fn start_process(&self, name: ProcessName<'_>) -> Result<Made, SandboxError> {
         let request = StartRequest {
             id: name.container.to_owned(),
             exec_id: name.exec.to_owned(),
@@ -160,7 +173,11 @@ impl MicroVm {
         };
         let action = format!("starting {}", name.described());
         let started = self.tasks.start(deadline(CALL_DEADLINE), &request);
-        Ok(self.call(action, started).await?.pid)
+        let started = self.call(action, started).await?;
+        Ok(Made {
+            pid: started.pid,
+            warnings: guest_text::shown_list(&started.warnings),
+        })
     }
 
     /// Waits until the process has ended and its output, where it comes to us, has been handed on.
@@ -282,10 +299,7 @@ impl MicroVm {
         let action = format!("changing the limits of container {container}");
         let updated = self.tasks.update(deadline(CALL_DEADLINE), &request);
         let warnings = self.call(action, updated).await?.warnings;
-        Ok(warnings
-            .iter()
-            .map(|warning| guest_text::shown(warning))
-            .collect())
+        Ok(guest_text::shown_list(&warnings))
     }
 
     /// What a container uses: the JSON of the engine's statistics.

@@ -21,7 +21,7 @@ use self::plan::{Answer, GO_ON};
 use crate::forwarded_signals::ForwardedSignals;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
-use crate::micro_vm::task::{Leash, NewContainer, ProcessName};
+use crate::micro_vm::task::{Leash, Made, NewContainer, ProcessName};
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ExitStatus, SandboxError};
 
@@ -125,17 +125,20 @@ impl Attending {
             let machine = MicroVm::join(self.plan.machine, &files).await?;
             let signals = ForwardedSignals::catch(handed_on())
                 .map_err(|error| SandboxError::new("taking over the attendant's signals", error))?;
-            let guest_pid = self.make(&machine, &mut leash).await?;
-            Ok::<_, SandboxError>((machine, signals, guest_pid))
+            let made = self.make(&machine, &mut leash).await?;
+            Ok::<_, SandboxError>((machine, signals, made))
         };
-        let (machine, mut signals, guest_pid) = match begun.await {
+        let (machine, mut signals, made) = match begun.await {
             Ok(begun) => begun,
             Err(error) => {
                 self.answer(&Answer::failed(&error));
                 return NOTHING_ATTENDED;
             }
         };
-        self.answer(&Answer::Made { guest_pid });
+        self.answer(&Answer::Made {
+            guest_pid: made.pid,
+            warnings: made.warnings,
+        });
         let mut word = [0; GO_ON.len()];
         if (&self.maker).read_exact(&mut word).is_err() || word != *GO_ON {
             // The leash goes with us, and the process with the leash.
@@ -177,7 +180,7 @@ impl Attending {
         }
     }
 
-    async fn make(&self, machine: &MicroVm, leash: &mut Option<Leash>) -> Result<u32, SandboxError> {
+    async fn make(&self, machine: &MicroVm, leash: &mut Option<Leash>) -> Result<Made, SandboxError> {
         let stdio = self
             .stdio()
             .map_err(|error| SandboxError::new("duplicating the attendant's standard descriptors", error))?;

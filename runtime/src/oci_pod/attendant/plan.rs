@@ -79,6 +79,8 @@ pub(super) enum Answer {
     Made {
         /// Its number in the guest.
         guest_pid: u32,
+        /// What was not as asked and is no error.
+        warnings: Vec<String>,
     },
     /// It is not.
     Failed {

@@ -25,6 +25,7 @@ pub struct Attendant {
     maker: UnixStream,
     identity: ProcessIdentity,
     guest_pid: u32,
+    warnings: Vec<String>,
 }
 
 /// What an attendant's standard descriptors are.
@@ -78,11 +79,12 @@ impl Attendant {
         let (mut child, identity) = execute(&theirs, stdio, cgroup)?;
         drop(theirs);
         match ask(&maker, plan) {
-            Ok(guest_pid) => Ok(Self {
+            Ok((guest_pid, warnings)) => Ok(Self {
                 child,
                 maker,
                 identity,
                 guest_pid,
+                warnings,
             }),
             Err(error) => {
                 end(&mut child);
@@ -99,6 +101,11 @@ impl Attendant {
     /// The number of its process in the guest.
     pub fn guest_pid(&self) -> u32 {
         self.guest_pid
+    }
+
+    /// What was not as asked of its process and is no error.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Has it keep its process, whatever becomes of us.
@@ -142,7 +149,7 @@ fn execute(
     }
 }
 
-fn ask(mut maker: &UnixStream, plan: &AttendantPlan) -> Result<u32, AttendantError> {
+fn ask(mut maker: &UnixStream, plan: &AttendantPlan) -> Result<(u32, Vec<String>), AttendantError> {
     const TALK: &str = "talk to the attendant";
     let mut line = serde_json::to_vec(plan).map_err(|error| step(TALK)(io::Error::from(error)))?;
     line.push(b'\n');
@@ -157,7 +164,7 @@ fn ask(mut maker: &UnixStream, plan: &AttendantPlan) -> Result<u32, AttendantErr
         return Err(AttendantError::Silent);
     }
     match serde_json::from_slice(&answer).map_err(|error| step(TALK)(io::Error::from(error)))? {
-        Answer::Made { guest_pid } => Ok(guest_pid),
+        Answer::Made { guest_pid, warnings } => Ok((guest_pid, warnings)),
         Answer::Failed {
             message,
             command_failure,

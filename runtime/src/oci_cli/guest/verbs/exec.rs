@@ -64,6 +64,9 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
         has_terminal: terminal.is_some(),
     };
     let attendant = Attendant::spawn(&plan, stdio, &found.container.cgroup).map_err(GuestError::from)?;
+    for warning in attendant.warnings() {
+        log.warning(warning);
+    }
     let identity = attendant.identity();
     let terminal = match (terminal, &arguments.console_socket) {
         (Some(master), Some(socket)) => {
