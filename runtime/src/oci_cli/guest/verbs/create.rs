@@ -1,5 +1,6 @@
 //! `create`, as far as it is the same for `run`: a sandbox, an attendant, a container in the guest.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -10,7 +11,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
-use super::delete::delete_from_pod;
+use super::delete::{delete_from_pod, run_poststop_hooks};
 use super::new_network::NewNetwork;
 use super::{GuestError, configuration, event_loop};
 use crate::configuration::MicroVmConfiguration;
@@ -87,6 +88,7 @@ pub(super) fn make(
         folder: &folder,
         global,
         log,
+        hooks_began: Cell::new(false),
     };
     let lock = folder.lock();
     let made = match &lock {
@@ -115,6 +117,8 @@ struct Making<'a> {
     folder: &'a Folder,
     global: &'a GlobalOptions,
     log: &'a Log,
+    /// From then on poststop hooks are owed.
+    hooks_began: Cell<bool>,
 }
 
 impl Making<'_> {
@@ -179,6 +183,9 @@ impl Making<'_> {
             has_terminal,
         };
         let attendant = Attendant::spawn(&plan, stdio, &record.cgroup)?;
+        for warning in attendant.warnings() {
+            self.log.warning(warning);
+        }
         record.attendant = Some(attendant.identity());
         record.guest_pid = attendant.guest_pid();
         record.stage = Stage::Created;
@@ -190,7 +197,7 @@ impl Making<'_> {
             (terminal, _) => terminal,
         };
         if new_network.is_none() {
-            hooks.run_create_runtime(&self.state_with(attendant.identity().pid))?;
+            self.run_create_runtime(&hooks, attendant.identity().pid)?;
         }
         record.write(self.folder)?;
         if let Some(path) = &self.creation.pid_file {
@@ -218,9 +225,14 @@ impl Making<'_> {
         }
         let network = NewNetwork::asked_for(&self.config)?;
         if let Some(network) = &network {
-            hooks.run_create_runtime(&self.state_with(network.pid()))?;
+            self.run_create_runtime(hooks, network.pid())?;
         }
         Ok(network)
+    }
+
+    fn run_create_runtime(&self, hooks: &HostHooks, pid: i32) -> Result<(), GuestError> {
+        self.hooks_began.set(true);
+        Ok(hooks.run_create_runtime(&self.state_with(pid))?)
     }
 
     fn state_with(&self, pid: i32) -> OciState {
@@ -250,6 +262,9 @@ impl Making<'_> {
         }
         if let Some(record) = GuestContainer::read(self.folder)? {
             record.cgroup.remove()?;
+            if self.hooks_began.get() {
+                run_poststop_hooks(&record, self.folder.path(), self.log);
+            }
         }
         Ok(self.folder.remove()?)
     }

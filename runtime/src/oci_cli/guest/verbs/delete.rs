@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::found::{Found, KILL_PATIENCE};
 use super::{GuestError, event_loop};
-use crate::kill_process::kill_and_wait;
+use crate::kill_process::{ends_within, kill_and_wait};
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::shared_directory::SharedDirectory;
 use crate::oci_cli::delete::DeleteArguments;
@@ -18,6 +18,10 @@ use crate::oci_cli::{GlobalOptions, OciError};
 use crate::oci_pod::folder::{Folder, FolderError};
 use crate::oci_pod::record::{GuestContainer, RECORD};
 use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
+
+/// How long a program that runs is given to end by itself: callers delete a container once they have killed it or seen its
+/// last sign of life, and its guest has yet to tell of its end.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 /// How long the agent may take to remove a container whose sandbox lives on.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +46,7 @@ pub(super) fn delete(arguments: &DeleteArguments, global: &GlobalOptions, log: &
 
 /// Removes the container, whose lock is held.
 pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestError> {
-    if !force {
+    if !force && !is_ending(found)? {
         found.require(
             &[Status::Stopped],
             "stop it first, or delete it by force, which kills it",
@@ -56,6 +60,16 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
     found.container.cgroup.remove()?;
     run_poststop_hooks(&found.container, found.folder.path(), log);
     Ok(found.folder.remove()?)
+}
+
+fn is_ending(found: &Found) -> Result<bool, GuestError> {
+    let (Status::Running, Some(attendant)) = (found.status()?, found.container.attendant) else {
+        return Ok(false);
+    };
+    ends_within(attendant, LAST_MOMENTS).map_err(|source| GuestError::Process {
+        doing: "wait for",
+        source,
+    })
 }
 
 /// Removes a container whose record is damaged or of another version: what it still tells is ended, and what it does not is
@@ -108,7 +122,7 @@ pub(super) fn delete_from_pod(container: &GuestContainer, sandbox_folder: &Folde
 }
 
 /// What goes wrong there is no reason to keep a container.
-fn run_poststop_hooks(container: &GuestContainer, folder: &Path, log: &Log) {
+pub(super) fn run_poststop_hooks(container: &GuestContainer, folder: &Path, log: &Log) {
     let hooks = match Bundle::load(folder) {
         Ok(bundle) => HostHooks::new(bundle.spec()),
         // Its creation ended before its configuration was written down.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use container::Status;
 use protocol::task::Process;
 
 use super::found::Found;
@@ -14,10 +15,15 @@ pub(super) fn ps(arguments: &PsArguments, global: &GlobalOptions) -> Result<(), 
         return Err(GuestError::PsOptions.into());
     }
     let found = Found::look(global, &arguments.id)?;
-    let mut processes = event_loop()?.block_on(async {
+    let listed = event_loop()?.block_on(async {
         let machine = found.machine().await?;
         Ok::<_, GuestError>(machine.processes(found.id.as_str()).await?)
-    })?;
+    });
+    let mut processes = match listed {
+        // Its machine may have ended with it.
+        Err(_) if found.status()? == Status::Stopped => Vec::new(),
+        listed => listed?,
+    };
     processes.sort_unstable_by_key(|process| process.pid);
     match arguments.format {
         Format::Json => {
