@@ -129,12 +129,12 @@ pub(crate) fn mount_shared_directory(
     } else {
         MountFlags::empty()
     };
-    mount(tag, target, "virtiofs", flags | MountFlags::NOATIME, None).map_err(|source| {
-        GuestMountError::Mount {
-            kind: "virtiofs",
-            target: target.display().to_string(),
-            source,
-        }
+    // Times of access are the host's to keep, whatever a mount says of them (fuse_iget of the kernel's fs/fuse/inode.c):
+    // without a word about them, binds of it say what they do on the host.
+    mount(tag, target, "virtiofs", flags, None).map_err(|source| GuestMountError::Mount {
+        kind: "virtiofs",
+        target: target.display().to_string(),
+        source,
     })
 }
 

@@ -305,9 +305,10 @@ fn network_devices(network: &PodNetwork) -> Result<Vec<NetworkDevice>, BootError
 /// # Errors
 /// When they cannot be made.
 pub fn create_folder(files: &MachineFiles) -> Result<(), BootError> {
-    for path in [files.directory(), &files.export()] {
+    // Root of a user namespace in the guest has to get through the exported folder to the container's own.
+    for (path, mode) in [(files.directory(), 0o700), (&files.export(), 0o711)] {
         DirBuilder::new()
-            .mode(0o700)
+            .mode(mode)
             .create(path)
             .map_err(io_error("creating", path))?;
     }
