@@ -68,8 +68,17 @@ pub enum ShareError {
     #[error("starting a thread for the mount namespace of the VMM")]
     Thread(#[source] io::Error),
     /// The configuration is not an OCI configuration.
-    #[error("the configuration's {0} is missing or of the wrong kind")]
+    #[error("config.json: {0}: is required")]
     Configuration(&'static str),
+    /// What a bind mount has for its source.
+    #[error("mounts[{index}].source")]
+    Volume {
+        /// Its place.
+        index: usize,
+        /// The cause.
+        #[source]
+        source: Box<ShareError>,
+    },
     /// A container's name would be a path.
     #[error("{0:?} is no name of a container's folder")]
     Name(String),
@@ -146,7 +155,11 @@ impl<'a> SharedDirectory<'a> {
             } else {
                 Writable::AsItIs
             };
-            attachments.push(detached(&source, &folder.join(&volume), depth, writable)?);
+            let attachment = detached(&source, &folder.join(&volume), depth, writable);
+            attachments.push(attachment.map_err(|source| ShareError::Volume {
+                index,
+                source: Box::new(source),
+            })?);
             if let Some(mount) = mount.as_object_mut() {
                 mount.insert("source".into(), json!(guest.join(&volume)));
             }
@@ -266,11 +279,14 @@ fn detached(
     })
 }
 
-fn is_bind(mount: &Value) -> bool {
-    mount.get("type").and_then(Value::as_str) == Some("bind") || has_option(mount, &["bind", "rbind"])
+/// Whether a mount shows files of the host. A remount changes one that is there, and has no source.
+pub(crate) fn is_bind(mount: &Value) -> bool {
+    let is_bind = mount.get("type").and_then(Value::as_str) == Some("bind");
+    (is_bind || has_option(mount, &["bind", "rbind"])) && !has_option(mount, &["remount"])
 }
 
-fn has_option(mount: &Value, names: &[&str]) -> bool {
+/// Whether a mount has one of these options.
+pub(crate) fn has_option(mount: &Value, names: &[&str]) -> bool {
     let options = mount.get("options").and_then(Value::as_array);
     options
         .into_iter()

@@ -5,12 +5,13 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
-use container::ContainerId;
+use container::{ContainerId, NamespaceError, check_network_namespace};
 use rustix::fs::statfs;
 use serde_json::{Value, json};
 
 use super::membership::{attendant_of, attended_by};
 use crate::micro_vm::pod_network::NAMESPACE;
+use crate::micro_vm::shared_directory::{has_option, is_bind};
 
 /// TMPFS_MAGIC of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;
@@ -24,6 +25,9 @@ const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "postst
 /// Why a configuration means nothing in a guest.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestConfigurationError {
+    /// A network namespace that is none.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// A namespace that is not of a container in the same virtual machine.
     #[error(
         "linux.namespaces: the {kind} namespace {path} is one of the host's, which no container behind the microvm wall \
@@ -53,6 +57,26 @@ pub enum GuestConfigurationError {
          `--isolation shared-kernel` for a container with a seccomp agent"
     )]
     SeccompListener,
+    /// Layers that are folders of the host.
+    #[error(
+        "mounts[{index}].options: the layers of an overlay are folders of the host, which the guest does not have: bind one \
+         that is mounted on the host, or choose `--isolation shared-kernel`"
+    )]
+    Overlay {
+        /// Its place.
+        index: usize,
+    },
+    /// A bind mount with a mapping of its ids.
+    #[error(
+        "mounts[{index}].source: cannot map the ids of {path}: the guest has it by virtio-fs, whose mounts have no mappings \
+         of their own: `--isolation shared-kernel` can"
+    )]
+    IdMapping {
+        /// Its place.
+        index: usize,
+        /// Its path.
+        path: String,
+    },
     /// A socket among the mounts.
     #[error(
         "mounts[{index}].source: {path} is a socket; what listens there is on the host, and a process of the guest cannot \
@@ -102,16 +126,23 @@ fn join_namespaces(
     root: &Path,
     sandbox: &ContainerId,
 ) -> Result<(), GuestConfigurationError> {
+    if config.get("linux").is_none() {
+        // The engine refuses it for that.
+        return Ok(());
+    }
     let namespaces = config
         .pointer_mut("/linux/namespaces")
         .and_then(Value::as_array_mut);
     let mut has_network = false;
-    for namespace in namespaces.into_iter().flatten() {
+    for (index, namespace) in namespaces.into_iter().flatten().enumerate() {
         let text = |name: &str| namespace.get(name).and_then(Value::as_str).map(str::to_owned);
         let (kind, path) = (text("type").unwrap_or_default(), text("path").unwrap_or_default());
         let joined = match kind.as_str() {
             "network" => {
                 has_network = true;
+                if !path.is_empty() {
+                    check_network_namespace(Path::new(&path), index)?;
+                }
                 NAMESPACE.to_owned()
             }
             _ if path.is_empty() => continue,
@@ -156,10 +187,19 @@ fn leave_hooks_to_the_host(config: &mut Value) -> Result<(), GuestConfigurationE
 
 fn fit_mount(index: usize, mount: &mut Value, bundle: &Path) -> Result<(), GuestConfigurationError> {
     let text = |name: &str| mount.get(name).and_then(Value::as_str);
-    if text("type") != Some("bind") {
+    if text("type") == Some("overlay") && !is_bind(mount) {
+        return Err(GuestConfigurationError::Overlay { index });
+    }
+    if !is_bind(mount) {
         return Ok(());
     }
     let source = bundle.join(text("source").unwrap_or_default());
+    if has_option(mount, &["idmap", "ridmap"]) {
+        return Err(GuestConfigurationError::IdMapping {
+            index,
+            path: source.display().to_string(),
+        });
+    }
     // One that is not there is told by who shares it.
     if fs::metadata(&source).is_ok_and(|source| source.file_type().is_socket()) {
         return Err(GuestConfigurationError::Socket {
@@ -206,12 +246,25 @@ mod tests {
     fn the_network_is_the_pods_wherever_the_host_has_it() {
         for network in [
             json!({"type": "network"}),
-            json!({"type": "network", "path": "/run/netns/a"}),
+            json!({"type": "network", "path": "/proc/self/ns/net"}),
         ] {
             let config = fitted(with_namespaces(json!([{"type": "pid"}, network]))).unwrap();
             assert_eq!(
                 config.pointer("/linux/namespaces").unwrap(),
                 &json!([{"type": "pid"}, {"type": "network", "path": NAMESPACE}])
+            );
+        }
+    }
+
+    #[test]
+    fn a_network_that_is_none_is_named_by_its_place() {
+        let namespaces =
+            |path: &str| with_namespaces(json!([{"type": "pid"}, {"type": "network", "path": path}]));
+        for path in ["/no/such/namespace", "/proc/self/ns/uts"] {
+            let error = fitted(namespaces(path)).unwrap_err().to_string();
+            assert!(
+                error.contains("linux.namespaces[1].path: ") && error.contains(path),
+                "{error}"
             );
         }
     }
@@ -250,12 +303,33 @@ mod tests {
         let path = folder.path().join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let mut config = with_namespaces(json!([{"type": "network"}]));
-        config["mounts"] = json!([
-            {"type": "proc", "destination": "/proc"},
-            {"type": "bind", "destination": "/s", "source": path}
-        ]);
-        let error = fitted(config).unwrap_err().to_string();
-        assert!(error.starts_with("mounts[1].source: "), "{error}");
+        for bind in [
+            json!({"type": "bind", "destination": "/s", "source": path}),
+            json!({"destination": "/s", "source": path, "options": ["rbind"]}),
+        ] {
+            config["mounts"] = json!([{"type": "proc", "destination": "/proc"}, bind]);
+            let error = fitted(config.clone()).unwrap_err().to_string();
+            assert!(error.starts_with("mounts[1].source: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn mounts_that_virtio_fs_cannot_give_are_refused_by_their_place() {
+        for (mount, place) in [
+            (
+                json!({"type": "overlay", "destination": "/o", "options": ["lowerdir=/a:/b"]}),
+                "mounts[0].options: ",
+            ),
+            (
+                json!({"destination": "/o", "source": "/usr", "options": ["rbind", "ridmap"]}),
+                "mounts[0].source: cannot map the ids of /usr: ",
+            ),
+        ] {
+            let mut config = with_namespaces(json!([{"type": "network"}]));
+            config["mounts"] = json!([mount]);
+            let error = fitted(config).unwrap_err().to_string();
+            assert!(error.starts_with(place), "{error}");
+        }
     }
 
     #[test]
