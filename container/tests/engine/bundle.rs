@@ -5,8 +5,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use container::{Bundle, Container, ContainerId, CreateError, CreateOptions, Stdio};
+use container::{Bundle, ContainerId, CreateError, CreateOptions, Stdio};
 use serde_json::{Value, json};
+
+use crate::command_line;
+use crate::wall::{Container, Refusal, Wall, wait_for};
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 /// Names the folder that a test may write to.
@@ -94,13 +97,41 @@ impl TestBundle {
         }
     }
 
-    pub(crate) fn bundle(&self) -> Bundle {
+    /// Writes the configuration where it is looked for.
+    pub(crate) fn write(&self) {
         fs::write(self.folder.join("config.json"), self.config.to_string()).unwrap();
+    }
+
+    pub(crate) fn bundle(&self) -> Bundle {
+        self.write();
         Bundle::load(&self.folder).unwrap()
     }
 
-    pub(crate) fn create(&self, stdio: Stdio) -> Result<Container, CreateError> {
-        container::create(CreateOptions::new(&self.states(), &self.id, &self.bundle()).stdio(stdio))
+    pub(crate) fn create(&self, stdio: Stdio) -> Result<Container, Refusal<CreateError>> {
+        match Wall::chosen() {
+            Wall::SharedKernel => {
+                let (states, bundle) = (self.states(), self.bundle());
+                let options = CreateOptions::new(&states, &self.id, &bundle).stdio(stdio);
+                Ok(container::create(options)?.into())
+            }
+            Wall::MicroVm => command_line::Container::create(self, stdio)
+                .map(Container::from)
+                .map_err(Refusal::CommandLine),
+        }
+    }
+
+    /// The same with the terminal sent to whoever listens at this socket.
+    pub(crate) fn create_with_console(&self, socket: &Path) -> Result<Container, Refusal<CreateError>> {
+        match Wall::chosen() {
+            Wall::SharedKernel => {
+                let (states, bundle) = (self.states(), self.bundle());
+                let options = CreateOptions::new(&states, &self.id, &bundle).console_socket(Some(socket));
+                Ok(container::create(options)?.into())
+            }
+            Wall::MicroVm => command_line::Container::create_with_console(self, socket)
+                .map(Container::from)
+                .map_err(Refusal::CommandLine),
+        }
     }
 
     /// Creates, starts, waits and deletes.
@@ -159,17 +190,9 @@ pub(crate) fn files(folder: &Path) -> (Stdio, Output) {
     (stdio, output)
 }
 
-/// Waits for a container's process, which is this process's child.
+/// Waits for the process that stands for a container, which is this process's child.
 pub(crate) fn wait(container: &Container) -> i32 {
-    let pid = rustix::process::Pid::from_raw(container.pid().unwrap());
-    let (_, status) = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())
-        .unwrap()
-        .unwrap();
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => code,
-        (None, Some(signal)) => 128 + signal,
-        (None, None) => panic!("{status:?}"),
-    }
+    wait_for(container.pid().unwrap())
 }
 
 /// An error with its causes.
@@ -239,7 +262,11 @@ fn config(arguments: &[&str]) -> Value {
 
 /// Waits for something that takes a moment, looking less and less often.
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let patience = match Wall::chosen() {
+        Wall::SharedKernel => 30,
+        Wall::MicroVm => 200,
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(patience);
     let mut pause = std::time::Duration::from_millis(1);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "waited too long");

@@ -5,16 +5,17 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
 use container::{
-    Container, CreateError, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio,
-    delete_damaged,
+    CreateError, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio, delete_damaged,
 };
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::wall::{Container, Refusal, Wall};
 
 crate::tests!(
     each_stage_of_a_life_is_told,
     a_stage_that_does_not_follow_is_refused,
     kill_ends_a_program_that_ignores_term,
+    one_that_ended_can_be_opened_until_it_was_waited_for,
     what_is_about_to_end_can_be_deleted,
     force_deletes_what_is_created_or_running_with_all_its_children,
     deleting_twice_is_deleting_once,
@@ -33,10 +34,7 @@ crate::tests!(
 );
 
 fn status(bundle: &TestBundle) -> Status {
-    Container::load(&bundle.states(), &bundle.id)
-        .unwrap()
-        .status()
-        .unwrap()
+    Container::load(bundle).unwrap().status().unwrap()
 }
 
 fn each_stage_of_a_life_is_told() {
@@ -61,60 +59,55 @@ fn each_stage_of_a_life_is_told() {
     assert_eq!(status(&bundle), Status::Stopped);
     assert!(container.state().unwrap().pid.is_none());
     container.delete(false).unwrap();
-    let gone = Container::load(&bundle.states(), &bundle.id);
-    assert!(matches!(gone, Err(StateError::NotFound { .. })));
+    let gone = Container::load(&bundle).unwrap_err();
+    assert!(
+        gone.is(
+            |error| matches!(error, StateError::NotFound { .. }),
+            "does not exist"
+        ),
+        "{gone}"
+    );
+}
+
+fn is_not_stopped(refusal: &Refusal<DeleteError>, but: Status) -> bool {
+    refusal.is(
+        |error| matches!(error, DeleteError::NotStopped { status, .. } if *status == but),
+        &format!("is {but}"),
+    )
+}
+
+fn is_not_created(refusal: &Refusal<StartError>, but: Status) -> bool {
+    refusal.is(
+        |error| matches!(error, StartError::NotCreated { status, .. } if *status == but),
+        &format!("is {but}"),
+    )
+}
+
+fn is_not_running(refusal: &Refusal<KillError>) -> bool {
+    refusal.is(
+        |error| matches!(error, KillError::NotRunning { .. }),
+        "container not running",
+    )
 }
 
 fn a_stage_that_does_not_follow_is_refused() {
-    let bundle = TestBundle::shell("sleep 60");
+    let bundle = TestBundle::shell("sleep 600");
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     let created = container.delete(false).unwrap_err();
-    assert!(matches!(
-        created,
-        DeleteError::NotStopped {
-            status: Status::Created,
-            ..
-        }
-    ));
+    assert!(is_not_stopped(&created, Status::Created), "{created}");
     container.start().unwrap();
     let twice = container.start().unwrap_err();
-    assert!(
-        matches!(
-            twice,
-            StartError::NotCreated {
-                status: Status::Running,
-                ..
-            }
-        ),
-        "{}",
-        chain(&twice)
-    );
+    assert!(is_not_created(&twice, Status::Running), "{}", chain(&twice));
     let running = container.delete(false).unwrap_err();
-    assert!(matches!(
-        running,
-        DeleteError::NotStopped {
-            status: Status::Running,
-            ..
-        }
-    ));
+    assert!(is_not_stopped(&running, Status::Running), "{running}");
     container.kill(Signal::KILL).unwrap();
     wait_until(|| container.status().unwrap() == Status::Stopped);
-    assert!(matches!(
-        container.kill(Signal::KILL),
-        Err(KillError::NotRunning { .. })
-    ));
+    let dead = container.kill(Signal::KILL).unwrap_err();
+    assert!(is_not_running(&dead), "{dead}");
     // Its parent can still learn how it ended.
-    assert!(container.pidfd().unwrap().is_some());
     assert_eq!(wait(&container), 137);
-    assert!(container.pidfd().unwrap().is_none());
     let stopped = container.start().unwrap_err();
-    assert!(matches!(
-        stopped,
-        StartError::NotCreated {
-            status: Status::Stopped,
-            ..
-        }
-    ));
+    assert!(is_not_created(&stopped, Status::Stopped), "{stopped}");
     container.delete(false).unwrap();
 }
 
@@ -128,8 +121,19 @@ fn kill_ends_a_program_that_ignores_term() {
     container.delete(false).unwrap();
 }
 
+fn one_that_ended_can_be_opened_until_it_was_waited_for() {
+    let bundle = TestBundle::command(&["true"]);
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    container.start().unwrap();
+    wait_until(|| container.status().unwrap() == Status::Stopped);
+    assert!(container.engine().pidfd().unwrap().is_some());
+    assert_eq!(wait(&container), 0);
+    assert!(container.engine().pidfd().unwrap().is_none());
+    container.delete(false).unwrap();
+}
+
 fn what_is_about_to_end_can_be_deleted() {
-    let bundle = TestBundle::shell("sleep 60");
+    let bundle = TestBundle::shell("sleep 600");
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     container.start().unwrap();
     container.kill(Signal::KILL).unwrap();
@@ -143,8 +147,11 @@ fn force_deletes_what_is_created_or_running_with_all_its_children() {
     created.delete(true).unwrap();
     wait(&created);
     // Without a pid namespace of its own, the death of the first process ends none of the others.
-    let mut bundle = TestBundle::named("-running", &["sh", "-c", "sleep 60 & sleep 60 & sleep 60 & wait"]);
-    bundle.config["linux"]["namespaces"] = serde_json::json!([{ "type": "mount" }]);
+    let mut bundle = TestBundle::named(
+        "-running",
+        &["sh", "-c", "sleep 600 & sleep 600 & sleep 600 & wait"],
+    );
+    bundle.config["linux"]["namespaces"] = serde_json::json!([{ "type": "mount" }, { "type": "network" }]);
     bundle.config["hostname"] = serde_json::Value::Null;
     bundle.config["mounts"] = serde_json::json!([]);
     let mut running = bundle.create(Stdio::Inherit).unwrap();
@@ -157,7 +164,7 @@ fn force_deletes_what_is_created_or_running_with_all_its_children() {
 fn deleting_twice_is_deleting_once() {
     let bundle = TestBundle::command(&["true"]);
     let mut container = bundle.create(Stdio::Inherit).unwrap();
-    let mut another = Container::load(&bundle.states(), &bundle.id).unwrap();
+    let mut another = Container::load(&bundle).unwrap();
     container.delete(true).unwrap();
     wait(&container);
     container.delete(true).unwrap();
@@ -168,10 +175,13 @@ fn an_id_in_use_is_refused_and_its_container_lives_on() {
     let bundle = TestBundle::shell("exit 3");
     let mut first = bundle.create(Stdio::Inherit).unwrap();
     let second = bundle.create(Stdio::Inherit).unwrap_err();
-    assert!(matches!(
-        second,
-        CreateError::State(StateError::AlreadyExists { .. })
-    ));
+    assert!(
+        second.is(
+            |error| matches!(error, CreateError::State(StateError::AlreadyExists { .. })),
+            "already exists"
+        ),
+        "{second}"
+    );
     first.start().unwrap();
     assert_eq!(wait(&first), 3);
     first.delete(false).unwrap();
@@ -194,19 +204,17 @@ fn a_starter_that_dies_before_its_word_starts_nothing() {
 }
 
 fn what_a_dead_creator_left_can_be_deleted() {
-    let bundle = TestBundle::shell("sleep 60");
+    let bundle = TestBundle::shell("sleep 600");
     let made = bundle.create(Stdio::Inherit).unwrap();
     // The record as it stands from before the process is made until all is done.
     let path = bundle.states().join(bundle.id.as_str()).join("state.json");
     let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     record["init"] = serde_json::Value::Null;
     fs::write(&path, record.to_string()).unwrap();
-    let mut left = Container::load(&bundle.states(), &bundle.id).unwrap();
+    let mut left = Container::load(&bundle).unwrap();
     assert_eq!(left.status().unwrap(), Status::Creating);
-    assert!(matches!(
-        left.kill(Signal::TERM),
-        Err(KillError::NotRunning { .. })
-    ));
+    let dead = left.kill(Signal::TERM).unwrap_err();
+    assert!(is_not_running(&dead), "{dead}");
     left.delete(false).unwrap();
     assert_eq!(wait(&made), 137);
 }
@@ -214,13 +222,13 @@ fn what_a_dead_creator_left_can_be_deleted() {
 fn a_folder_without_a_record_can_be_deleted() {
     let bundle = TestBundle::command(&["true"]);
     fs::create_dir_all(bundle.states().join(bundle.id.as_str())).unwrap();
-    let mut left = Container::load(&bundle.states(), &bundle.id).unwrap();
+    let mut left = Container::load(&bundle).unwrap();
     assert_eq!(left.state().unwrap().status, Status::Creating);
     left.delete(false).unwrap();
 }
 
 fn two_containers_do_not_know_each_other() {
-    let script = "echo mine >/tmp/file; ps | wc -l; hostname; sleep 60";
+    let script = "echo mine >/tmp/file; ps | wc -l; hostname; sleep 600";
     let [mut one, mut other] = ["-one", "-other"].map(|suffix| {
         let mut bundle = TestBundle::named(suffix, &["sh", "-c", script]);
         bundle.config["hostname"] = suffix[1..].into();
@@ -256,7 +264,10 @@ fn a_caller_with_threads_is_refused() {
     let thread = std::thread::spawn(move || hear.recv());
     let error = bundle.create(Stdio::Inherit).unwrap_err();
     assert!(
-        matches!(error, CreateError::ManyThreads { threads: 2 }),
+        error.is(
+            |error| matches!(error, CreateError::ManyThreads { threads: 2 }),
+            ""
+        ),
         "{}",
         chain(&error)
     );
@@ -270,29 +281,26 @@ fn a_container_whose_process_died_before_start_is_stopped() {
     container.kill(Signal::KILL).unwrap();
     assert_eq!(wait(&container), 137);
     assert_eq!(container.status().unwrap(), Status::Stopped);
-    assert!(matches!(
-        container.start(),
-        Err(StartError::NotCreated {
-            status: Status::Stopped,
-            ..
-        })
-    ));
+    let stopped = container.start().unwrap_err();
+    assert!(is_not_created(&stopped, Status::Stopped), "{stopped}");
     container.delete(false).unwrap();
 }
 
 fn processes_and_their_use_are_counted() {
-    let bundle = TestBundle::shell("sleep 60 & sleep 60 & wait");
+    let bundle = TestBundle::shell("sleep 600 & sleep 600 & wait");
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     container.start().unwrap();
     wait_until(|| container.processes().unwrap().len() == 3);
-    assert!(container.processes().unwrap().contains(&container.pid().unwrap()));
     let statistics = container.statistics().unwrap();
-    assert_eq!((statistics.pids.current, statistics.pids.limit), (3, 0));
-    assert!(statistics.memory.usage.usage > 0);
-    assert_eq!(statistics.memory.usage.limited_to(), None);
-    assert!(statistics.memory.raw.contains_key("pgfault"));
-    let cpu = &statistics.cpu.usage;
-    assert!(cpu.total > 0 && !cpu.percpu.is_empty(), "{cpu:?}");
+    assert_eq!(
+        statistics["pids"],
+        serde_json::json!({ "current": 3, "limit": 0 })
+    );
+    let memory = &statistics["memory"];
+    assert!(memory["usage"]["usage"].as_u64().unwrap() > 0, "{memory}");
+    assert!(memory["usage"]["limit"].as_u64().unwrap() > 1 << 60, "{memory}");
+    assert!(memory["raw"]["pgfault"].as_u64().unwrap() > 0, "{memory}");
+    assert!(statistics["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
     container.delete(true).unwrap();
     wait(&container);
 }
@@ -300,7 +308,7 @@ fn processes_and_their_use_are_counted() {
 fn fifty_runs_in_a_row_leave_nothing() {
     let bundle = TestBundle::command(&["true"]);
     let open_before = fs::read_dir("/proc/self/fd").unwrap().count();
-    for _ in 0..50 {
+    for _ in 0..Wall::times(50) {
         assert_eq!(bundle.run().code, 0);
     }
     assert_eq!(fs::read_dir("/proc/self/fd").unwrap().count(), open_before);
@@ -313,12 +321,12 @@ fn rewrite_record(bundle: &TestBundle, change: impl FnOnce(String) -> String) {
     let path = bundle.states().join(bundle.id.as_str()).join("state.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, change(text)).unwrap();
-    let loaded = Container::load(&bundle.states(), &bundle.id);
-    assert!(matches!(loaded, Err(StateError::Damaged { .. })));
+    let loaded = Container::load(bundle);
+    assert!(loaded.is_err_and(|error| error.is(|error| matches!(error, StateError::Damaged { .. }), "")),);
 }
 
 fn a_damaged_record_is_deleted_by_force_with_what_it_tells() {
-    let bundle = TestBundle::shell("sleep 60 & sleep 60");
+    let bundle = TestBundle::shell("sleep 600 & sleep 600");
     let container = bundle.create(Stdio::Inherit).unwrap();
     container.start().unwrap();
     wait_until(|| container.processes().unwrap().len() == 2);
@@ -333,14 +341,14 @@ fn a_damaged_record_is_deleted_by_force_with_what_it_tells() {
     assert!(matches!(again, DeleteError::State(StateError::NotFound { .. })));
 
     // Like any other where nothing is damaged.
-    let sound = TestBundle::named("-sound", &["sleep", "60"]);
+    let sound = TestBundle::named("-sound", &["sleep", "600"]);
     let container = sound.create(Stdio::Inherit).unwrap();
     assert!(delete_damaged(&sound.states(), &sound.id).unwrap().is_empty());
     assert_eq!(wait(&container), 137);
 }
 
 fn a_record_that_tells_nothing_leaves_a_warning() {
-    let bundle = TestBundle::shell("sleep 60");
+    let bundle = TestBundle::shell("sleep 600");
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     rewrite_record(&bundle, |text| text[..text.len() / 3].to_owned());
     let warnings = delete_damaged(&bundle.states(), &bundle.id).unwrap().join("\n");

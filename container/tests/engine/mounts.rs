@@ -22,6 +22,7 @@ crate::tests!(
     an_overlay_shows_its_layers,
     an_overlay_with_more_layers_than_the_new_interface_takes_is_mounted,
     a_remount_changes_the_attributes_of_a_bind_mount,
+    a_remount_leaves_the_mounts_below_as_they_are,
     a_remount_changes_the_options_of_a_file_system,
     a_remount_of_nothing_is_named,
     ids_of_a_mount_are_mapped_by_its_own_mapping,
@@ -32,6 +33,7 @@ crate::tests!(
     a_socket_and_a_device_are_bound,
     a_relative_destination_begins_at_the_root,
     nothing_but_procfs_is_mounted_on_proc,
+    the_callers_procfs_is_bound_on_proc,
     inside_procfs_only_what_informs_is_replaced,
     a_link_into_procfs_is_no_way_around,
     the_root_is_private_shared_slave_or_unbindable,
@@ -285,14 +287,21 @@ fn an_overlay_with_more_layers_than_the_new_interface_takes_is_mounted() {
     );
 }
 
-fn a_remount_changes_the_attributes_of_a_bind_mount() {
+/// The mounts of a container with a bind of a volume that is remounted.
+fn mountinfo_of_a_remount() -> String {
     let mut bundle = TestBundle::command(&SHOW_MOUNTS);
     let source = volume(&bundle);
     bundle.mount(json!({ "destination": "/x", "source": source, "options": ["rbind", "nosuid"] }));
     bundle.mount(json!({ "destination": "/x", "options": ["bind", "remount", "ro", "suid"] }));
-    let mountinfo = mountinfo(&bundle);
-    assert_eq!(options_at(&mountinfo, "/x"), "ro,relatime");
-    assert_eq!(options_at(&mountinfo, "/x/below"), "rw,relatime");
+    mountinfo(&bundle)
+}
+
+fn a_remount_changes_the_attributes_of_a_bind_mount() {
+    assert_eq!(options_at(&mountinfo_of_a_remount(), "/x"), "ro,relatime");
+}
+
+fn a_remount_leaves_the_mounts_below_as_they_are() {
+    assert_eq!(options_at(&mountinfo_of_a_remount(), "/x/below"), "rw,relatime");
 }
 
 fn a_remount_changes_the_options_of_a_file_system() {
@@ -431,8 +440,7 @@ fn a_relative_destination_begins_at_the_root() {
 }
 
 fn nothing_but_procfs_is_mounted_on_proc() {
-    let mut bundle = TestBundle::command(&["true"]);
-    let source = volume(&bundle);
+    let source = volume(&TestBundle::command(&["true"]));
     for other in [
         json!({ "destination": "/proc", "source": source, "options": ["bind"] }),
         json!({ "destination": "/proc", "type": "tmpfs", "source": "tmpfs" }),
@@ -451,6 +459,10 @@ fn nothing_but_procfs_is_mounted_on_proc() {
             fs::remove_dir_all(&refused.folder).unwrap();
         }
     }
+}
+
+fn the_callers_procfs_is_bound_on_proc() {
+    let mut bundle = TestBundle::command(&["true"]);
     bundle.config["mounts"][0] = json!({ "destination": "/proc", "source": "/proc", "options": ["rbind"] });
     bundle.output();
 }
@@ -460,10 +472,10 @@ fn inside_procfs_only_what_informs_is_replaced() {
     let source = volume(&bundle).join("file");
     bundle.mount(json!({ "destination": "/proc/uptime", "source": source, "options": ["bind"] }));
     assert_eq!(bundle.output(), "from outside\n");
-    bundle.mount(json!({ "destination": "/proc/self/attr/exec", "source": source, "options": ["bind"] }));
+    bundle.mount(json!({ "destination": "/proc/self/oom_score_adj", "source": source, "options": ["bind"] }));
     let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
     assert!(
-        message.contains("mounts[8]: /proc/self/attr/exec: is in a proc file system"),
+        message.contains("mounts[8]: /proc/self/oom_score_adj: is in a proc file system"),
         "{message}"
     );
 }
@@ -471,11 +483,11 @@ fn inside_procfs_only_what_informs_is_replaced() {
 fn a_link_into_procfs_is_no_way_around() {
     let mut bundle = TestBundle::command(&["true"]);
     let source = volume(&bundle).join("file");
-    symlink("proc/self/attr", bundle.rootfs().join("attr")).unwrap();
-    bundle.mount(json!({ "destination": "/attr/exec", "source": source, "options": ["bind"] }));
+    symlink("proc/self", bundle.rootfs().join("link")).unwrap();
+    bundle.mount(json!({ "destination": "/link/oom_score_adj", "source": source, "options": ["bind"] }));
     let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
     assert!(
-        message.contains("mounts[7]: /attr/exec: is in a proc file system"),
+        message.contains("mounts[7]: /link/oom_score_adj: is in a proc file system"),
         "{message}"
     );
 }

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use container::{Container, Stdio};
+use container::Stdio;
 use serde_json::json;
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::wall::Container;
 use crate::watcher;
 
 crate::tests!(
@@ -32,6 +33,7 @@ crate::tests!(
     a_creation_without_a_mount_namespace_that_fails_leaves_no_mount,
     without_a_mount_namespace_nothing_can_be_hidden,
     a_user_namespace_maps_root_to_somebody_else,
+    root_of_a_user_namespace_is_somebody_else_on_the_host,
     a_time_namespace_has_its_own_clocks,
     sysctls_stay_in_the_container,
 );
@@ -65,7 +67,7 @@ fn the_cgroup_namespace_begins_at_the_containers_cgroup() {
 
 /// Runs a container that sleeps, and gives another's configuration a namespace of it.
 fn beside_a_sleeper(kind: &str, script: &str, check: impl Fn(i32, &TestBundle)) {
-    let sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    let sleeper = TestBundle::named("-sleeper", &["sleep", "600"]);
     let mut sleeping = sleeper.create(Stdio::Inherit).unwrap();
     sleeping.start().unwrap();
     let pid = sleeping.pid().unwrap();
@@ -92,7 +94,7 @@ fn an_existing_pid_namespace_is_joined_and_the_caller_keeps_its_own() {
     let own = fs::read_link("/proc/self/ns/pid_for_children").unwrap();
     beside_a_sleeper("pid", "ps", |_, bundle| {
         let output = bundle.output();
-        assert!(output.contains("sleep 60"), "{output}");
+        assert!(output.contains("sleep 600"), "{output}");
     });
     assert_eq!(fs::read_link("/proc/self/ns/pid_for_children").unwrap(), own);
 }
@@ -146,7 +148,7 @@ fn a_container_that_begins_among_others_has_nothing_to_take() {
 
 /// It is made in another way than others are.
 fn a_container_that_begins_among_others_lacks_nothing() {
-    let (stdio, sleeper) = (Stdio::Inherit, TestBundle::named("-sleeper", &["sleep", "60"]));
+    let (stdio, sleeper) = (Stdio::Inherit, TestBundle::named("-sleeper", &["sleep", "600"]));
     let mut sleeping = sleeper.create(stdio).unwrap();
     sleeping.start().unwrap();
     let script = "ps | grep -c '[s]leep 60'; hostname; echo $$; read pid name state parent group session rest \
@@ -233,11 +235,12 @@ fn a_file_that_is_another_namespace_or_none_is_named() {
     ] {
         bundle.config["linux"]["namespaces"][1]["path"] = path.into();
         let error = bundle.create(Stdio::Inherit).unwrap_err();
-        assert!(matches!(error, container::CreateError::Namespace(_)), "{error:?}");
         let message = chain(&error);
         assert!(
-            message.contains("linux.namespaces[1].path: ")
-                && message.contains(path)
+            error.is(
+                |error| matches!(error, container::CreateError::Namespace(_)),
+                "linux.namespaces[1].path: "
+            ) && message.contains(path)
                 && message.contains(found),
             "{message}"
         );
@@ -263,7 +266,7 @@ fn add_namespace(bundle: &mut TestBundle, namespace: serde_json::Value) {
 
 /// Runs a container that sleeps in a user namespace of its own.
 fn beside_a_sleeper_with_users(check: impl Fn(i32)) {
-    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "600"]);
     add_namespace(&mut sleeper, json!({ "type": "user" }));
     map_root(&mut sleeper, 200_000);
     let mut sleeping = sleeper
@@ -394,7 +397,7 @@ fn a_namespace_that_cannot_be_joined_is_reported_from_between() {
 }
 
 fn an_existing_time_namespace_is_joined() {
-    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    let mut sleeper = TestBundle::named("-sleeper", &["sleep", "600"]);
     add_namespace(&mut sleeper, json!({ "type": "time" }));
     sleeper.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 2_000_000_000 } });
     let mut sleeping = sleeper.create(Stdio::Inherit).unwrap();
@@ -416,7 +419,7 @@ fn in_another_mount_namespace() -> std::process::Child {
     let mut command = std::process::Command::new(crate::bundle::BUSYBOX);
     // SAFETY: unshare and prctl are system calls, safe between fork and exec.
     unsafe {
-        command.args(["sleep", "60"]).pre_exec(|| {
+        command.args(["sleep", "600"]).pre_exec(|| {
             rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)?;
             Ok(rustix::process::set_parent_process_death_signal(Some(
                 rustix::process::Signal::KILL,
@@ -483,7 +486,7 @@ fn without_namespaces(suffix: &str, arguments: &[&str]) -> TestBundle {
 
 fn without_a_mount_namespace_the_root_is_changed_and_unmounted_again() {
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let script = "ls -d /bin /usr /proc/self; readlink /proc/self/ns/mnt; touch /x; sleep 60";
+    let script = "ls -d /bin /usr /proc/self; readlink /proc/self/ns/mnt; touch /x; sleep 600";
     let bundle = without_namespaces("", &["sh", "-c", script]);
     for unmounted_by_others in [false, true] {
         let (stdio, output) = files(&bundle.folder);
@@ -511,9 +514,7 @@ fn without_a_mount_namespace_the_root_is_changed_and_unmounted_again() {
         let mut process = container.configured_process().unwrap();
         process.set_args(Some(["sh", "-c", "ls /; pwd"].map(String::from).to_vec()));
         let (stdio, output) = files(&bundle.folder);
-        let executed = container
-            .exec(container::ExecOptions::new(&process).stdio(stdio))
-            .unwrap();
+        let executed = container.exec(&process, stdio).unwrap();
         assert_eq!(executed.wait().unwrap(), 0);
         assert!(
             output.outcome(0).stdout.starts_with("bin\ndev\netc\nproc\n"),
@@ -551,7 +552,7 @@ fn without_a_mount_namespace_nothing_can_be_hidden() {
 
 fn a_user_namespace_maps_root_to_somebody_else() {
     let mut bundle = TestBundle::shell(
-        "id -u; cat /proc/self/uid_map; echo x >/dev/null && stat -c %F /dev/null; sleep 60",
+        "id -u; cat /proc/self/uid_map; echo x >/dev/null && stat -c %F /dev/null; sleep 600",
     );
     bundle.in_a_user_namespace();
     let (stdio, output) = files(&bundle.folder);
@@ -559,11 +560,6 @@ fn a_user_namespace_maps_root_to_somebody_else() {
         .create(stdio)
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
     container.start().unwrap();
-    let status = fs::read_to_string(format!("/proc/{}/status", container.pid().unwrap())).unwrap();
-    assert!(
-        status.contains("Uid:\t200000\t200000\t200000\t200000"),
-        "{status}"
-    );
     wait_until(|| {
         assert_eq!(
             container.status().unwrap(),
@@ -578,6 +574,19 @@ fn a_user_namespace_maps_root_to_somebody_else() {
     assert_eq!(
         words,
         ["0", "0", "200000", "65536", "character", "special", "file"]
+    );
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
+fn root_of_a_user_namespace_is_somebody_else_on_the_host() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.in_a_user_namespace();
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", container.pid().unwrap())).unwrap();
+    assert!(
+        status.contains("Uid:\t200000\t200000\t200000\t200000"),
+        "{status}"
     );
     container.delete(true).unwrap();
     wait(&container);

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use container::{CreateError, CreateOptions, ExecOptions, SeccompAgentError, Stdio};
+use container::{CreateError, CreateOptions, SeccompAgentError, Stdio};
 use serde_json::{Value, json};
 
 use crate::bundle::{Outcome, TestBundle, chain, files, wait};
@@ -262,7 +262,7 @@ fn a_32_bit_call_has_its_own_rules() {
 }
 
 fn a_joining_process_is_filtered() {
-    let mut bundle = TestBundle::command(&["/bin/sleep", "60"]);
+    let mut bundle = TestBundle::command(&["/bin/sleep", "600"]);
     bundle.config["linux"]["seccomp"] = allowing(
         json!([{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EXDEV }]),
     );
@@ -281,7 +281,7 @@ fn a_joining_process_is_filtered() {
         let folder = bundle.folder.join(no_new_privileges.to_string());
         std::fs::create_dir(&folder).unwrap();
         let (stdio, output) = files(&folder);
-        let executed = container.exec(ExecOptions::new(&process).stdio(stdio)).unwrap();
+        let executed = container.exec(&process, stdio).unwrap();
         let outcome = output.outcome(executed.wait().unwrap());
         assert_eq!(outcome.stdout, "Seccomp:\t2\n", "{outcome:?}");
         assert!(outcome.stderr.contains("cross-device link"), "{outcome:?}");
@@ -296,7 +296,7 @@ fn a_joining_process_may_be_forbidden_what_its_making_takes() {
         let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             { "names": [name, "mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EXDEV }
         ]});
-        let mut bundle = TestBundle::command(&["/bin/sleep", "60"]);
+        let mut bundle = TestBundle::command(&["/bin/sleep", "600"]);
         bundle.config["linux"]["seccomp"] = profile;
         bundle.config["process"]["noNewPrivileges"] = false.into();
         let (stdio, _output) = files(&bundle.folder);
@@ -310,7 +310,7 @@ fn a_joining_process_may_be_forbidden_what_its_making_takes() {
         std::fs::create_dir(&folder).unwrap();
         let (stdio, output) = files(&folder);
         let executed = container
-            .exec(ExecOptions::new(&process).stdio(stdio))
+            .exec(&process, stdio)
             .unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
         let outcome = output.outcome(executed.wait().unwrap());
         assert!(
@@ -338,7 +338,7 @@ fn an_agent_decides_about_a_call() {
 
 /// Where the process that loads the filter is made by another one.
 fn an_agent_decides_about_a_call_among_others() {
-    let sleeper = TestBundle::named("-sleeper", &["sleep", "60"]);
+    let sleeper = TestBundle::named("-sleeper", &["sleep", "600"]);
     let mut sleeping = sleeper.create(container::Stdio::Inherit).unwrap();
     sleeping.start().unwrap();
     let path = format!("/proc/{}/ns/pid", sleeping.pid().unwrap());
@@ -420,7 +420,7 @@ fn an_agent_may_get_every_call_there_is() {
 }
 
 fn an_agent_hears_of_a_joining_process() {
-    let mut bundle = TestBundle::command(&["/bin/sleep", "60"]);
+    let mut bundle = TestBundle::command(&["/bin/sleep", "600"]);
     let agent = Agent::listen(&bundle.folder);
     bundle.config["linux"]["seccomp"] = handing_on(&agent, json!(["mkdir", "mkdirat"]));
     let (stdio, _output) = files(&bundle.folder);
@@ -434,7 +434,7 @@ fn an_agent_hears_of_a_joining_process() {
         let process = serde_json::from_value(process).unwrap();
         let (stdio, output) = files(&bundle.folder);
         let executed = container
-            .exec(ExecOptions::new(&process).stdio(stdio))
+            .exec(&process, stdio)
             .unwrap_or_else(|error| panic!("{}", chain(&error)));
         let (state, listener) = agent.accept();
         assert_eq!(state["pid"], executed.pid());

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use container::{CreateError, CreateOptions, Stdio};
+use container::{CreateError, Stdio};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::json;
 
@@ -67,10 +67,9 @@ fn a_terminal_is_sent_to_the_console_socket() {
     std::env::set_current_dir(&folder).unwrap();
     let listener = UnixListener::bind("console").unwrap();
     let path = folder.join("console");
-    let loaded = bundle.bundle();
-    let states = bundle.states();
-    let options = CreateOptions::new(&states, &bundle.id, &loaded).console_socket(Some(&path));
-    let mut container = container::create(options).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut container = bundle
+        .create_with_console(&path)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert!(container.take_terminal().is_none());
     let (client, _) = listener.accept().unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -106,18 +105,20 @@ fn streams_that_contradict_the_configuration_are_refused() {
         (&without, Stdio::Terminal),
     ] {
         let error = bundle.create(stdio).unwrap_err();
-        assert!(matches!(error, CreateError::Terminal(_)), "{}", chain(&error));
+        assert!(
+            error.is(|error| matches!(error, CreateError::Terminal(_)), ""),
+            "{}",
+            chain(&error)
+        );
     }
 }
 
 fn a_console_socket_nobody_listens_at_undoes_the_creation() {
     let bundle = with_terminal("true");
-    let (loaded, states) = (bundle.bundle(), bundle.states());
     let path = bundle.folder.join("nobody");
-    let options = CreateOptions::new(&states, &bundle.id, &loaded).console_socket(Some(&path));
-    let error = container::create(options).unwrap_err();
+    let error = bundle.create_with_console(&path).unwrap_err();
     assert!(
-        matches!(error, CreateError::ConsoleSocket(_)),
+        error.is(|error| matches!(error, CreateError::ConsoleSocket(_)), "nobody"),
         "{}",
         chain(&error)
     );
