@@ -13,6 +13,7 @@ pub mod client_namespace;
 pub mod containerd;
 pub mod cri;
 pub mod docker;
+pub mod engine_program;
 pub mod initramfs;
 pub mod leftovers;
 pub mod oci;

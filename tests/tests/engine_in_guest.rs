@@ -13,11 +13,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tests::engine_program::engine_program;
 use tests::{binary, guest_part, initramfs};
 
 /// What depends on the kernel most.
@@ -53,27 +54,13 @@ echo $? > /host/code
 reboot -f
 ";
 
-/// The engine's tests as cargo built them beside this one; none where only this one was built.
-fn engine_tests() -> Option<PathBuf> {
-    let own = std::env::current_exe().unwrap();
-    let programs = fs::read_dir(own.parent().unwrap()).unwrap().flatten();
-    programs
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            name.starts_with("engine-") && !name.contains('.')
-        })
-        .max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap())
-}
-
 #[test]
 fn the_engine_makes_containers_on_the_guests_kernel() {
     if !Path::new("/dev/kvm").exists() {
         println!("SKIPPED: microVMs need /dev/kvm");
         return;
     }
-    let Some(engine) = engine_tests() else {
-        println!("SKIPPED: the engine's tests are not built: cargo test -p container --no-run");
+    let Some(engine) = engine_program() else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
