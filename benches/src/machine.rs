@@ -198,15 +198,9 @@ impl Machine {
         memory(self.process.0.id(), guest_memory)
     }
 
-    /// The processor time of all its threads so far, the guest's included (proc(5), `schedstat`).
+    /// The processor time of all its threads so far, the guest's included.
     pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
-        let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.process.0.id()))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let on_processor = text.split_whitespace().next().context("a figure")?;
-            nanoseconds += on_processor.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        processor_time(self.process.0.id())
     }
 
     fn ask(&self, request: &Request) -> anyhow::Result<Response> {
@@ -253,6 +247,17 @@ fn agent_ready(listener: &UnixListener, process: &mut Process) -> anyhow::Result
             PATIENCE.as_secs()
         );
     }
+}
+
+/// The processor time of all threads of a process so far (proc(5), `schedstat`).
+pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let on_processor = text.split_whitespace().next().context("a figure")?;
+        nanoseconds += on_processor.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// What a process takes, of which the guest's memory is at these addresses.

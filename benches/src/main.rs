@@ -10,8 +10,10 @@ mod oci;
 mod qemu;
 mod rounds;
 mod run;
+mod throughput;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -47,10 +49,31 @@ struct Cli {
     /// Draw what the idle clones take into this file, as SVG
     #[arg(long, value_name = "FILE", requires = "density")]
     svg: Option<PathBuf>,
+    /// Only what goes through each device of a machine, beside the host's kernel
+    #[arg(long)]
+    throughput: bool,
+    /// Seconds of each workload
+    #[arg(long, default_value_t = 2, requires = "throughput")]
+    seconds: u64,
+    /// Be the init of the machine whose devices are measured, for so many seconds each
+    #[arg(long, hide = true)]
+    guest_seconds: Option<u64>,
+    /// Be the program of the container that is measured, for so many seconds
+    #[arg(long, hide = true, requires = "workload")]
+    container_seconds: Option<u64>,
+    /// What that program does
+    #[arg(long, hide = true)]
+    workload: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
     let mut cli = Cli::parse();
+    if let Some(seconds) = cli.guest_seconds {
+        throughput::init::run(Duration::from_secs(seconds));
+    }
+    if let (Some(seconds), Some(word)) = (cli.container_seconds, &cli.workload) {
+        return throughput::shared_kernel::run(word, Duration::from_secs(seconds));
+    }
     cli.bin = std::path::absolute(&cli.bin)?;
     cli.share = std::path::absolute(&cli.share)?;
     let parts = Parts {
@@ -65,6 +88,9 @@ fn main() -> anyhow::Result<()> {
         };
         density::measure(parts, &options)?;
         return qemu::measure(parts, cli.boots);
+    }
+    if cli.throughput {
+        return throughput::measure(parts, cli.boots, cli.seconds);
     }
     cgroup_mounts::show_version_1_alone()?;
     oci::measure(&cli.bin, cli.rounds)?;

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use container::Signal;
+use container::{Bundle, Signal};
 use protocol::task::DeleteRequest;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use ttrpc::{Code, Result};
 
 use super::{BUNDLES, TaskService, failed, name_of, refuse};
@@ -19,6 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a process that runs is given to end by itself: callers delete it once they have seen its last sign of life,
 /// which comes before its end.
 const LAST_MOMENTS: Duration = Duration::from_millis(100);
+
+/// From the end of a container to the look for what it left in the kernel's memory, which believes in a name for five
+/// seconds without asking the host; and how often to look, should the host take its time.
+const FORGETTING_INTERVAL: Duration = Duration::from_secs(6);
+const FORGETTING_ATTEMPTS: u32 = 5;
 
 pub(super) async fn delete(service: &TaskService, request: &DeleteRequest) -> Result<()> {
     if request.exec_id.is_empty() {
@@ -56,9 +61,32 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
             .map_err(|error| failed("deleting the container", error))
     })?;
     service.containers().remove(id);
-    match fs::remove_dir_all(Path::new(BUNDLES).join(id)) {
+    let bundle = Path::new(BUNDLES).join(id);
+    if let Some(folder) = shared_folder(&bundle) {
+        tokio::spawn(forget(folder));
+    }
+    match fs::remove_dir_all(bundle) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing the bundle", error)),
         _ => Ok(()),
+    }
+}
+
+/// The folder of a container's files, its root and volumes, which the guest shares with its host.
+fn shared_folder(bundle: &Path) -> Option<PathBuf> {
+    // What cannot be read is about to be removed.
+    let bundle = Bundle::load(bundle).ok()?;
+    Some(bundle.spec().root().as_ref()?.path().parent()?.to_owned())
+}
+
+/// Looks for the folder once the host has taken it away. The guest's kernel remembers every name in it that was ever
+/// used, and the host keeps each open for as long: it finds out that they are gone, and lets go of them, when somebody
+/// asks for the first of them again.
+async fn forget(folder: PathBuf) {
+    for _ in 0..FORGETTING_ATTEMPTS {
+        sleep(FORGETTING_INTERVAL).await;
+        if fs::symlink_metadata(&folder).is_err() {
+            return;
+        }
     }
 }
 
