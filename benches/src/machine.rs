@@ -113,6 +113,7 @@ impl Machine {
             vsock: Some(VsockConfig { guest_cid: 3, socket }),
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            disk_slots: 0,
             network_devices: Vec::new(),
             control_socket: Some(control.clone()),
             die_with_parent: true,

@@ -1,12 +1,15 @@
 //! Which device answers which port and which address.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::console_ring::ConsoleRing;
 use crate::devices::early_console::{EarlyConsole, EarlyConsoleState};
 use crate::devices::reset_line;
+use crate::devices::virtio::blk::DiskSlot;
 use crate::devices::virtio::device::SaveError;
 use crate::devices::virtio::mmio_transport::{MmioTransport, RestoreError, TransportState};
 use crate::devices::virtio::net::NetCounts;
@@ -97,6 +100,35 @@ impl Bus {
         transports
             .filter_map(|transport| lock(transport).network_counts())
             .collect()
+    }
+
+    /// Does something to the slot of this number, of those that disks can be put into.
+    pub fn with_disk_slot<T>(&self, number: u8, work: impl FnOnce(&mut DiskSlot) -> T) -> Option<T> {
+        let mut transport = self
+            .transports
+            .iter()
+            .map(lock)
+            .filter_map(|mut transport| transport.disk_slot().is_some().then_some(transport))
+            .nth(number.into())?;
+        transport.disk_slot().map(work)
+    }
+
+    /// What is raised when a driver asks something of a device that sleeps.
+    ///
+    /// # Errors
+    /// When an event cannot be duplicated.
+    pub fn dormant(&self) -> io::Result<Vec<EventFd>> {
+        self.transports
+            .iter()
+            .filter_map(|transport| lock(transport).dormant().map(EventFd::try_clone))
+            .collect()
+    }
+
+    /// Wakes those whose event was raised.
+    pub fn wake_notified(&self) {
+        for transport in &self.transports {
+            lock(transport).wake_if_notified();
+        }
     }
 
     /// Ends every device's thread between two requests. No vCPU runs.

@@ -53,6 +53,10 @@ pub struct MachineConfig {
     /// and network devices.
     #[serde(default)]
     pub block_devices: Vec<BlockDevice>,
+    /// Empty slots for disks that are [attached](crate::control::Request::AttachDisk) while the machine runs. They share
+    /// the interrupt lines as well.
+    #[serde(default)]
+    pub disk_slots: u8,
     /// Network devices, which share them too.
     #[serde(default)]
     pub network_devices: Vec<NetworkDevice>,
@@ -192,14 +196,14 @@ pub enum ConfigError {
     },
     /// More devices than interrupt lines are left.
     #[error(
-        "{directories} shared directories, {disks} disks and {networks} network devices: a machine has at most {} of all \
-         together",
+        "{directories} shared directories, {disks} disks and slots for disks, and {networks} network devices: a machine has \
+         at most {} of all together",
         layout::MAX_SHARED_DIRECTORIES
     )]
     TooManyDevices {
         /// The number of shared directories.
         directories: usize,
-        /// The number of disks.
+        /// The number of disks and of slots for disks.
         disks: usize,
         /// The number of network devices.
         networks: usize,
@@ -207,25 +211,14 @@ pub enum ConfigError {
     /// Network devices that cannot be.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A name that the device cannot hold.
-    #[error(
-        "the id {id:?} of the disk {}: an id has at most {MAX_DISK_ID_BYTES} printable ASCII bytes",
-        .path.display()
-    )]
-    DiskId {
-        /// The name.
-        id: String,
-        /// The disk.
-        path: PathBuf,
-    },
-    /// A rate limit that says less than it seems to.
-    #[error("the rate limit of the disk {}", .path.display())]
-    DiskRateLimit {
+    /// A disk that cannot be.
+    #[error("the disk {}", .path.display())]
+    Disk {
         /// The disk.
         path: PathBuf,
         /// The cause.
         #[source]
-        source: BurstWithoutRate,
+        source: InvalidDisk,
     },
     /// One name for two disks.
     #[error("two disks have the id {id:?}")]
@@ -233,6 +226,31 @@ pub enum ConfigError {
         /// The name.
         id: String,
     },
+}
+
+/// What is wrong with what is said of a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidDisk {
+    /// A name that the device cannot hold.
+    #[error("the id {id:?}: an id has at most {MAX_DISK_ID_BYTES} printable ASCII bytes")]
+    Id {
+        /// The name.
+        id: String,
+    },
+    /// A rate limit that says less than it seems to.
+    #[error("its rate limit")]
+    RateLimit(#[source] BurstWithoutRate),
+}
+
+/// Checks what is said of a disk.
+pub(crate) fn check_disk(id: &str, rate_limit: Option<&RateLimit>) -> Result<(), InvalidDisk> {
+    if let Some(limit) = rate_limit {
+        limit.validate().map_err(InvalidDisk::RateLimit)?;
+    }
+    if id.len() > MAX_DISK_ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(InvalidDisk::Id { id: id.to_owned() });
+    }
+    Ok(())
 }
 
 impl MachineConfig {
@@ -341,7 +359,8 @@ impl MachineConfig {
 
     fn validate_number_of_devices(&self) -> Result<(), ConfigError> {
         let directories = self.shared_directories.len();
-        let (disks, networks) = (self.block_devices.len(), self.network_devices.len());
+        let disks = self.block_devices.len() + usize::from(self.disk_slots);
+        let networks = self.network_devices.len();
         if directories + disks + networks > layout::MAX_SHARED_DIRECTORIES {
             return Err(ConfigError::TooManyDevices {
                 directories,
@@ -358,18 +377,10 @@ impl MachineConfig {
             id, path, rate_limit, ..
         } in &self.block_devices
         {
-            if let Some(limit) = rate_limit {
-                limit.validate().map_err(|source| ConfigError::DiskRateLimit {
-                    path: path.clone(),
-                    source,
-                })?;
-            }
-            if id.len() > MAX_DISK_ID_BYTES || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(ConfigError::DiskId {
-                    id: id.clone(),
-                    path: path.clone(),
-                });
-            }
+            check_disk(id, rate_limit.as_ref()).map_err(|source| ConfigError::Disk {
+                path: path.clone(),
+                source,
+            })?;
             if !id.is_empty() && !ids.insert(id) {
                 return Err(ConfigError::SameDiskId { id: id.clone() });
             }
@@ -393,6 +404,7 @@ mod tests {
             vsock: None,
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            disk_slots: 0,
             network_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,
@@ -547,7 +559,7 @@ mod tests {
         config.shared_directories.push(shared("two"));
         assert_eq!(
             refusal(&config),
-            "2 shared directories, 13 disks and 1 network devices: a machine has at most 15 of all together"
+            "2 shared directories, 13 disks and slots for disks, and 1 network devices: a machine has at most 15 of all together"
         );
     }
 
@@ -560,9 +572,11 @@ mod tests {
             })
         };
         for id in ["x".repeat(21).as_str(), "a b", "\0", "\u{e4}"] {
+            assert_eq!(error(&[id]), "the disk /disk", "{id:?}");
+            let reason = check_disk(id, None).unwrap_err().to_string();
             assert!(
-                error(&[id]).contains("of the disk /disk: an id has at most 20"),
-                "{id:?}"
+                reason.ends_with("an id has at most 20 printable ASCII bytes"),
+                "{id:?}: {reason}"
             );
         }
         assert_eq!(error(&["data", "data"]), "two disks have the id \"data\"");
@@ -582,6 +596,6 @@ mod tests {
             block_devices: vec![limited],
             ..config()
         });
-        assert_eq!(error, "the rate limit of the disk /disk");
+        assert_eq!(error, "the disk /disk");
     }
 }

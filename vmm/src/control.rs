@@ -6,6 +6,8 @@
 //! | `{"request":"stop"}` | `{"response":"stopping"}` | the machine ends |
 //! | `{"request":"pause"}` | `{"response":"paused"}` | no vCPU and no device does anything until `resume` |
 //! | `{"request":"resume"}` | `{"response":"resumed"}` | the machine runs, whether it was paused or not |
+//! | `{"request":"attach-disk","slot":0,"disk":{...}}` | `{"response":"attached","sectors":...}` | with a descriptor (`SCM_RIGHTS` of unix(7)): the slot has a disk, as [`NewDisk`] says |
+//! | `{"request":"detach-disk","slot":0}` | `{"response":"detached"}` | the slot is empty, and what was written to its disk is on it |
 //! | `{"request":"snapshot","directory":"..."}` | `{"response":"snapshot"}` | see [`snapshot`](crate::snapshot); the machine is then paused |
 //!
 //! What cannot be done is answered with `{"response":"error","message":"..."}`. A snapshot that fails leaves the machine
@@ -13,14 +15,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::blk::NewDisk;
 use crate::devices::virtio::net::NetCounts;
 use crate::vcpu::counters::ExitCounts;
 
@@ -41,6 +47,18 @@ pub enum Request {
     Pause,
     /// Let it go on.
     Resume,
+    /// Put a disk into a slot. The message has its descriptor with it.
+    AttachDisk {
+        /// The slot's number, from 0.
+        slot: u8,
+        /// What it is to be there.
+        disk: NewDisk,
+    },
+    /// Take the disk out of a slot, if there is one.
+    DetachDisk {
+        /// The slot's number.
+        slot: u8,
+    },
     /// Write a snapshot and keep the machine paused.
     Snapshot {
         /// An existing, empty directory.
@@ -68,6 +86,13 @@ pub enum Response {
     Paused,
     /// To [`Request::Resume`].
     Resumed,
+    /// To [`Request::AttachDisk`].
+    Attached {
+        /// The disk's size in sectors of 512 bytes.
+        sectors: u64,
+    },
+    /// To [`Request::DetachDisk`].
+    Detached,
     /// To [`Request::Snapshot`]: the directory holds one.
     Snapshot,
     /// To what was not understood or could not be done.
@@ -121,6 +146,18 @@ pub trait Controlled {
     /// See [`Request::Resume`].
     fn resume(&mut self);
 
+    /// See [`Request::AttachDisk`]. Gives the disk's size in sectors.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    fn attach_disk(&mut self, slot: u8, disk: &NewDisk, descriptor: OwnedFd) -> Result<u64, String>;
+
+    /// See [`Request::DetachDisk`].
+    ///
+    /// # Errors
+    /// Why what was written to it may be lost.
+    fn detach_disk(&mut self, slot: u8) -> Result<(), String>;
+
     /// See [`Request::Snapshot`].
     ///
     /// # Errors
@@ -145,6 +182,8 @@ struct Connection {
     stream: UnixStream,
     /// What has come of the next request.
     line: Vec<u8>,
+    /// What came with it.
+    descriptor: Option<OwnedFd>,
 }
 
 impl ControlServer {
@@ -174,7 +213,8 @@ impl ControlServer {
     pub fn serve(&mut self, machine: &mut dyn Controlled) -> Option<StopRequested> {
         let mut stop = None;
         self.connections.retain_mut(|connection| {
-            let mut answer = |line: &[u8]| respond(line, machine, &mut stop);
+            let mut answer =
+                |line: &[u8], descriptor: Option<OwnedFd>| respond(line, descriptor, machine, &mut stop);
             connection.serve(&mut answer).is_ok()
         });
         while let Ok((stream, _)) = self.listener.accept() {
@@ -182,6 +222,7 @@ impl ControlServer {
                 self.connections.push(Connection {
                     stream,
                     line: Vec::new(),
+                    descriptor: None,
                 });
             }
         }
@@ -211,7 +252,12 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(short.join(name))
 }
 
-fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequested>) -> Response {
+fn respond(
+    line: &[u8],
+    descriptor: Option<OwnedFd>,
+    machine: &mut dyn Controlled,
+    stop: &mut Option<StopRequested>,
+) -> Response {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => {
@@ -235,6 +281,13 @@ fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequ
             machine.resume();
             Ok(Response::Resumed)
         }
+        Request::AttachDisk { slot, disk } => match descriptor {
+            Some(descriptor) => machine
+                .attach_disk(slot, &disk, descriptor)
+                .map(|sectors| Response::Attached { sectors }),
+            None => Err("the disk's descriptor did not come with the request".to_owned()),
+        },
+        Request::DetachDisk { slot } => machine.detach_disk(slot).map(|()| Response::Detached),
         Request::Snapshot { directory } => machine.snapshot(&directory).map(|()| Response::Snapshot),
     };
     done.unwrap_or_else(|message| Response::Error { message })
@@ -242,14 +295,15 @@ fn respond(line: &[u8], machine: &mut dyn Controlled, stop: &mut Option<StopRequ
 
 impl Connection {
     /// Answers all requests that have come. An error is the end of the connection.
-    fn serve(&mut self, answer: &mut dyn FnMut(&[u8]) -> Response) -> io::Result<()> {
+    fn serve(&mut self, answer: &mut dyn FnMut(&[u8], Option<OwnedFd>) -> Response) -> io::Result<()> {
         let mut buffer = [0; MAX_LINE_BYTES];
         loop {
-            let read = match self.stream.read(&mut buffer) {
+            let read = match self.receive(&mut buffer) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
             };
             for byte in buffer.iter().take(read) {
                 if *byte != b'\n' {
@@ -261,11 +315,26 @@ impl Connection {
                     }
                     continue;
                 }
-                let response = answer(&self.line);
+                let response = answer(&self.line, self.descriptor.take());
                 self.line.clear();
                 self.send(&response)?;
             }
         }
+    }
+
+    /// Reads what has come, and keeps the last descriptor that came with it: the kernel closes what there is no room for,
+    /// and a read does not go on beyond a message that carries some (unix(7)).
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let received = recvmsg(&self.stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptor = descriptors.last().or(self.descriptor.take());
+            }
+        }
+        Ok(received.bytes)
     }
 
     fn send(&mut self, response: &Response) -> io::Result<()> {
@@ -277,7 +346,9 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, IoSlice, Read as _};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
 
@@ -318,6 +389,15 @@ mod tests {
         }
 
         fn resume(&mut self) {}
+
+        fn attach_disk(&mut self, slot: u8, disk: &NewDisk, descriptor: OwnedFd) -> Result<u64, String> {
+            let text = io::read_to_string(fs::File::from(descriptor)).map_err(|error| error.to_string())?;
+            Err(format!("no place for {text} as {} in slot {slot}", disk.id))
+        }
+
+        fn detach_disk(&mut self, slot: u8) -> Result<(), String> {
+            Err(format!("nothing in slot {slot}"))
+        }
 
         fn snapshot(&mut self, directory: &Path) -> Result<(), String> {
             Err(format!("nothing to write to {}", directory.display()))
@@ -393,6 +473,38 @@ mod tests {
             answer,
             "{\"response\":\"error\",\"message\":\"nothing to write to /a b\"}\n"
         );
+    }
+
+    const ATTACH: &[u8] = b"{\"request\":\"attach-disk\",\"slot\":3,\"disk\":{\"id\":\"data\"}}\n";
+
+    #[test]
+    fn a_disk_comes_with_its_descriptor() {
+        let mut client = connect();
+        // Also where the request comes in pieces.
+        for pieces in [ATTACH.split_at(ATTACH.len()), ATTACH.split_at(20)] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(b"this").unwrap();
+            std::io::Seek::rewind(&mut file).unwrap();
+            let descriptors = [file.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let (with_it, after) = pieces;
+            let parts = [IoSlice::new(with_it)];
+            sendmsg(
+                client.stream.get_ref(),
+                &parts,
+                &mut ancillary,
+                SendFlags::empty(),
+            )
+            .unwrap();
+            let (answer, _) = client.ask(after);
+            assert!(answer.contains("no place for this as data in slot 3"), "{answer}");
+        }
+        let (answer, _) = client.ask(ATTACH);
+        assert!(answer.contains("did not come with the request"), "{answer}");
+        let (answer, _) = client.ask(b"{\"request\":\"detach-disk\",\"slot\":3}\n");
+        assert!(answer.contains("nothing in slot 3"), "{answer}");
     }
 
     #[test]

@@ -34,6 +34,9 @@ const CLONING_TRIES: u32 = 3;
 /// Every guest's context id: vsock is served within the VMM's process, so ids need not differ between machines.
 const GUEST_CID: u32 = 3;
 
+/// Room for disks that containers bring: each slot costs a boot some percent, and its template memory, used or not.
+pub const DISK_SLOTS: u8 = 4;
+
 /// A machine to be.
 pub struct NewMachine<'a> {
     /// Its parts.
@@ -251,6 +254,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
             read_only: false,
         }],
         block_devices: Vec::new(),
+        disk_slots: DISK_SLOTS,
         network_devices: network_devices(network)?,
         control_socket: Some(MachineFiles::CONTROL_SOCKET.into()),
         die_with_parent: !matches!(life, Life::OnItsOwn(_)),

@@ -1,5 +1,6 @@
 //! What clients of the control socket can have done with a running machine.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::build::Monitor;
 use super::vcpu_threads::{ExamineError, VcpuThreads};
 use crate::bus::Bus;
 use crate::control::{Controlled, MemoryRange, VcpuStatistics};
+use crate::devices::virtio::blk::{DiskSlot, NewDisk, SlotError};
 use crate::devices::virtio::device::SaveError;
 use crate::devices::virtio::net::NetCounts;
 use crate::snapshot::description::Dependencies;
@@ -97,6 +99,19 @@ impl RunningMachine {
         )?)
     }
 
+    fn with_disk_slot<T>(
+        &self,
+        number: u8,
+        work: impl FnOnce(&mut DiskSlot) -> Result<T, SlotError>,
+    ) -> Result<T, String> {
+        if self.paused {
+            return Err("the machine is paused: resume it first".to_owned());
+        }
+        let done = self.bus.with_disk_slot(number, work);
+        let done = done.ok_or_else(|| format!("the machine has no slot {number} for disks"))?;
+        done.map_err(|error| format!("slot {number}: {}", chain(&error)))
+    }
+
     fn read_statistics(&self) -> Result<Vec<VcpuStatistics>, StatisticsError> {
         self.monitors
             .iter()
@@ -143,6 +158,14 @@ impl Controlled for RunningMachine {
             self.release();
             self.paused = false;
         }
+    }
+
+    fn attach_disk(&mut self, slot: u8, disk: &NewDisk, descriptor: OwnedFd) -> Result<u64, String> {
+        self.with_disk_slot(slot, |slot| slot.attach(disk, descriptor))
+    }
+
+    fn detach_disk(&mut self, slot: u8) -> Result<(), String> {
+        self.with_disk_slot(slot, DiskSlot::detach)
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), String> {

@@ -17,7 +17,7 @@ use crate::config::{MacAddress, MachineConfig};
 use crate::console_ring::{ConsoleRing, ConsoleRingError};
 use crate::control::ControlServer;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::blk::{BackingError, Blk};
+use crate::devices::virtio::blk::{BackingError, Blk, DiskSlot};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsError};
@@ -334,6 +334,9 @@ fn open_devices(
             }
         })?;
         devices.push(Box::new(device));
+    }
+    for _ in 0..config.disk_slots {
+        devices.push(Box::new(DiskSlot::new()));
     }
     for network in &config.network_devices {
         let mac = network.mac;

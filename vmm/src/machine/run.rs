@@ -1,11 +1,12 @@
 //! A machine's life: its vCPU threads run, this thread waits for one to stop, a signal or a control request.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::build::Machine;
 use super::controlled::RunningMachine;
@@ -105,7 +106,15 @@ fn wait(
     machine: &mut RunningMachine,
 ) -> Result<Option<&'static str>, RunError> {
     loop {
-        wait_for_any(first_stop, signals, control.as_deref())?;
+        // A device of a paused machine has to sleep on.
+        let dormant = match machine.paused {
+            true => Vec::new(),
+            false => machine.bus.dormant().map_err(RunError::Wait)?,
+        };
+        wait_for_any(first_stop, signals, control.as_deref(), &dormant)?;
+        if !dormant.is_empty() {
+            machine.bus.wake_notified();
+        }
         if first_stop.get().is_some() {
             return Ok(None);
         }
@@ -124,10 +133,16 @@ fn wait_for_any(
     first_stop: &FirstStop,
     signals: &StopSignals,
     control: Option<&ControlServer>,
+    dormant: &[EventFd],
 ) -> Result<(), RunError> {
+    let borrow = |event: &EventFd| {
+        // SAFETY: the events are borrowed for longer than the list of them lives, and so stay open.
+        unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+    };
     let mut descriptors: Vec<PollFd<'_>> = [first_stop.as_fd(), signals.as_fd()]
         .into_iter()
         .chain(control.into_iter().flat_map(ControlServer::descriptors))
+        .chain(dormant.iter().map(borrow))
         .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
         .collect();
     match poll(&mut descriptors, None) {

@@ -238,6 +238,7 @@ fn devices(config: &MachineConfig) -> Vec<String> {
     let vsock = config.vsock.iter();
     let shared = config.shared_directories.iter();
     let disks = config.block_devices.iter();
+    let slots = std::iter::repeat_n("blk slot", config.disk_slots.into());
     let network = config.network_devices.iter();
     let access = |read_only| if read_only { " read-only" } else { "" };
     ["console", "rng", "balloon"]
@@ -246,6 +247,7 @@ fn devices(config: &MachineConfig) -> Vec<String> {
         .chain(vsock.map(|vsock| format!("vsock of guest {}", vsock.guest_cid)))
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
         .chain(disks.map(|disk| format!("blk {:?}{}", disk.id, access(disk.read_only))))
+        .chain(slots.map(str::to_owned))
         .chain(network.map(|network| match network.mtu {
             Some(mtu) => format!("net of MTU {mtu}"),
             None => "net".to_owned(),
@@ -369,12 +371,13 @@ mod tests {
 
     #[test]
     fn other_devices_are_refused_by_kind_order_number_and_name() {
-        let changes: [&dyn Fn(&mut MachineConfig); 11] = [
+        let changes: [&dyn Fn(&mut MachineConfig); 12] = [
             &|config| config.vsock = None,
             &|config| config.vsock.as_mut().unwrap().guest_cid = 4,
             &|config| config.shared_directories.clear(),
             &|config| config.shared_directories[0].tag = "other".into(),
             &|config| config.block_devices.clear(),
+            &|config| config.disk_slots = 1,
             &|config| config.block_devices[0].id = "other".into(),
             &|config| config.block_devices[0].read_only = true,
             &|config| config.network_devices.clear(),

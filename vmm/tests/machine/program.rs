@@ -53,6 +53,7 @@ impl Machine {
             vsock: None,
             shared_directories: Vec::new(),
             block_devices: Vec::new(),
+            disk_slots: 0,
             network_devices: Vec::new(),
             control_socket: None,
             die_with_parent: false,

@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::blk::DiskSlot;
 use super::failure::FailureHandler;
 use super::interrupt::Interrupt;
 use super::net::NetCounts;
@@ -52,6 +53,11 @@ pub trait VirtioDevice: Send {
 
     /// What became of its frames, if it is a network device.
     fn network_counts(&self) -> Option<NetCounts> {
+        None
+    }
+
+    /// The device itself, if disks can be put into it.
+    fn disk_slot(&mut self) -> Option<&mut DiskSlot> {
         None
     }
 
@@ -116,6 +122,11 @@ pub enum DeviceState {
         /// Its size, in sectors of 512 bytes.
         sectors: u64,
     },
+    /// Of an empty slot for disks.
+    DiskSlot {
+        /// Whether its driver has asked something of it.
+        awake: bool,
+    },
     /// Of a network device: what its driver may have read.
     Net {
         /// Its address.
@@ -137,6 +148,14 @@ pub enum SaveError {
     Mounted {
         /// The directory's tag.
         tag: String,
+    },
+    /// A slot for disks is not empty.
+    #[error(
+        "the disk {id:?} was attached while the machine ran, and cannot be carried over: detach it first"
+    )]
+    Attached {
+        /// What the guest knows it by.
+        id: String,
     },
     /// A disk does not say that it has all that was written to it.
     #[error("making durable what the guest wrote to the disk {id:?}")]

@@ -95,9 +95,24 @@ impl<S: Service> Worker<S> {
         failures: FailureHandler,
         service: S,
     ) -> Result<Self, ActivateError> {
+        let mut this = Self::new(device, interrupt, failures, service)?;
+        this.resume()?;
+        Ok(this)
+    }
+
+    /// The same without the thread: it is paused from the beginning.
+    ///
+    /// # Errors
+    /// When there is no event to be had.
+    pub(crate) fn new(
+        device: &'static str,
+        interrupt: Arc<Interrupt>,
+        failures: FailureHandler,
+        service: S,
+    ) -> Result<Self, ActivateError> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(|source| ActivateError::Thread { device, source })?;
-        let mut this = Self {
+        Ok(Self {
             device,
             interrupt,
             failures,
@@ -105,14 +120,17 @@ impl<S: Service> Worker<S> {
             pausing: Arc::new(AtomicBool::new(false)),
             thread: None,
             paused: Some(service),
-        };
-        this.resume()?;
-        Ok(this)
+        })
     }
 
     /// The service, while its thread is paused.
     pub(crate) fn paused(&self) -> Option<&S> {
         self.paused.as_ref()
+    }
+
+    /// The same, to change it.
+    pub(crate) fn paused_mut(&mut self) -> Option<&mut S> {
+        self.paused.as_mut()
     }
 
     /// Ends the thread and returns what it left behind.

@@ -3,11 +3,11 @@
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate, ioctl_blkpbszget, ioctl_blksszget};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};
 
@@ -37,6 +37,12 @@ pub enum BackingError {
     /// Somebody else writes it, or reads it while it is to be written: what is on it would be destroyed.
     #[error("another machine has it open; only machines that all have it read-only can share a disk")]
     Busy,
+    /// It was not opened as a disk has to be.
+    #[error("its descriptor is {what}")]
+    Descriptor {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// It does not say what it is.
     #[error("{doing}")]
     Inspect {
@@ -77,14 +83,40 @@ impl Backing {
     /// Opens what is at `path`.
     pub(super) fn open(path: &Path, read_only: bool) -> Result<Self, BackingError> {
         let opened = |source| BackingError::Open { read_only, source };
-        let inspected = |doing| move |source| BackingError::Inspect { doing, source };
         // Before it is opened: to open a pipe is to wait for its other end.
         kind(&fs::metadata(path).map_err(opened)?)?;
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(!read_only)
             .open(path)
             .map_err(opened)?;
+        Self::of(file, read_only)
+    }
+
+    /// Takes what somebody else has opened. A lock that came with it stays.
+    pub(super) fn inherit(descriptor: OwnedFd, read_only: bool) -> Result<Self, BackingError> {
+        let flags = fcntl_getfl(&descriptor).map_err(|errno| BackingError::Inspect {
+            doing: "asking how it was opened",
+            source: errno.into(),
+        })?;
+        let access = flags & OFlags::ACCMODE;
+        // Appended bytes go to the end, whatever the place they are for; the guest's buffers are nowhere aligned as
+        // direct transfers want them.
+        let wrong = [
+            (flags.contains(OFlags::PATH), "open for no transfers"),
+            (access == OFlags::WRONLY, "not open for reading"),
+            (!read_only && access != OFlags::RDWR, "not open for writing"),
+            (flags.contains(OFlags::APPEND), "open for appending"),
+            (flags.contains(OFlags::DIRECT), "open for direct transfers"),
+        ];
+        match wrong.into_iter().find(|(is_so, _)| *is_so) {
+            Some((_, what)) => Err(BackingError::Descriptor { what }),
+            None => Self::of(descriptor.into(), read_only),
+        }
+    }
+
+    fn of(mut file: File, read_only: bool) -> Result<Self, BackingError> {
+        let inspected = |doing| move |source| BackingError::Inspect { doing, source };
         let metadata = file.metadata().map_err(inspected("asking what it is"))?;
         let kind = kind(&metadata)?;
         let locked = if read_only {

@@ -1,10 +1,12 @@
 //! The device: one queue, one thread, one request at a time.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -37,7 +39,7 @@ const ROUND_REQUESTS: usize = 32;
 const ROUND_BYTES: u64 = 1 << 20;
 
 /// `struct virtio_blk_config` as far as the features that are offered (virtio 1.2, section 5.2.4).
-const CONFIG_BYTES: usize = 60;
+pub(super) const CONFIG_BYTES: usize = 60;
 
 /// A virtio block device.
 pub struct Blk {
@@ -48,7 +50,7 @@ pub struct Blk {
 }
 
 /// What is behind it.
-struct Disk {
+pub(super) struct Disk {
     id: [u8; ID_BYTES],
     backing: Backing,
 }
@@ -67,22 +69,37 @@ impl Blk {
         limit: Option<RateLimit>,
     ) -> Result<Self, BackingError> {
         let backing = Backing::open(path, read_only)?;
-        let mut name = [0; ID_BYTES];
-        for (to, from) in name.iter_mut().zip(id.bytes()) {
-            *to = from;
-        }
         Ok(Self {
-            config: config(&backing),
-            disk: Arc::new(Disk { id: name, backing }),
+            config: config(&Geometry::of(&backing)),
+            disk: Arc::new(Disk::new(id, backing)),
             limit,
             worker: None,
         })
     }
 }
 
-/// The configuration space of a disk on `backing`.
-fn config(backing: &Backing) -> [u8; CONFIG_BYTES] {
-    let (logical, physical) = (backing.logical_block(), backing.physical_block());
+/// What the configuration space says of a disk.
+pub(super) struct Geometry {
+    pub(super) sectors: u64,
+    pub(super) logical_block: u32,
+    pub(super) physical_block: u32,
+    pub(super) zeroes_by_discarding: bool,
+}
+
+impl Geometry {
+    fn of(backing: &Backing) -> Self {
+        Self {
+            sectors: backing.sectors(),
+            logical_block: backing.logical_block(),
+            physical_block: backing.physical_block(),
+            zeroes_by_discarding: backing.zeroes_by_discarding(),
+        }
+    }
+}
+
+/// The configuration space of a disk.
+pub(super) fn config(geometry: &Geometry) -> [u8; CONFIG_BYTES] {
+    let (logical, physical) = (geometry.logical_block, geometry.physical_block);
     // The physical block in logical ones, as a power of two; a disk of other blocks is taken for one of simple ones.
     let ratio = match physical.checked_div(logical) {
         Some(ratio) if ratio.is_power_of_two() => u16::try_from(ratio).unwrap_or(1),
@@ -91,7 +108,7 @@ fn config(backing: &Backing) -> [u8; CONFIG_BYTES] {
     let exponent = ratio.trailing_zeros() as u8;
     let sectors_of_block = physical / SECTOR as u32;
     let parts: [&[u8]; 15] = [
-        &backing.sectors().to_le_bytes(),
+        &geometry.sectors.to_le_bytes(),
         &MAX_SEGMENT_BYTES.to_le_bytes(),
         &MAX_SEGMENTS.to_le_bytes(),
         // The geometry, which is not offered.
@@ -108,7 +125,7 @@ fn config(backing: &Backing) -> [u8; CONFIG_BYTES] {
         &sectors_of_block.to_le_bytes(),
         &MAX_ZERO_SECTORS.to_le_bytes(),
         &MAX_ZERO_RANGES.to_le_bytes(),
-        &[u8::from(backing.zeroes_by_discarding()), 0, 0, 0],
+        &[u8::from(geometry.zeroes_by_discarding), 0, 0, 0],
     ];
     let mut config = [0; CONFIG_BYTES];
     for (to, from) in config.iter_mut().zip(parts.iter().copied().flatten()) {
@@ -150,14 +167,12 @@ impl VirtioDevice for Blk {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let queues = DeviceQueue::take_all(self.name(), &mut activation)?;
-        let service = DiskService {
-            queues,
-            disk: Arc::clone(&self.disk),
-            limiter: self.limit.map(|limit| RateLimiter::new(limit, Instant::now())),
-            // A driver that will not ask for it wants each write to be durable (virtio 1.2, section 5.2.6.2).
-            writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+        let mut service = DiskService::new(self.name(), &mut activation)?;
+        let limits = Limits {
+            both: self.limit,
+            ..Limits::default()
         };
+        service.put_in(Some((Arc::clone(&self.disk), limits)));
         self.worker = Some(Worker::start(
             self.name(),
             activation.interrupt,
@@ -178,12 +193,10 @@ impl VirtioDevice for Blk {
     /// What was written is made durable: the snapshot's guest will not write it again, and must find it even if the
     /// host stops before the guest's next flush.
     fn save(&self) -> Result<DeviceState, SaveError> {
-        if !self.disk.backing.is_read_only() {
-            self.disk.backing.flush().map_err(|source| SaveError::Flush {
-                id: self.disk.id(),
-                source,
-            })?;
-        }
+        self.disk.make_durable().map_err(|source| SaveError::Flush {
+            id: self.disk.id(),
+            source,
+        })?;
         Ok(DeviceState::Blk {
             sectors: self.disk.backing.sectors(),
         })
@@ -202,11 +215,90 @@ impl VirtioDevice for Blk {
 }
 
 /// What the device's thread works on.
-struct DiskService {
+pub(super) struct DiskService {
     queues: Vec<DeviceQueue>,
-    disk: Arc<Disk>,
-    limiter: Option<RateLimiter>,
+    /// Nothing while a slot is empty.
+    disk: Option<Arc<Disk>>,
+    limiters: Limiters,
     writes_through: bool,
+}
+
+/// How fast a disk is at most: in both directions together, or in each.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Limits {
+    /// Whatever is asked of it.
+    pub(super) both: Option<RateLimit>,
+    /// What is read from it.
+    pub(super) read: Option<RateLimit>,
+    /// What is written, discarded or cleared.
+    pub(super) write: Option<RateLimit>,
+}
+
+/// The same at work.
+#[derive(Default)]
+struct Limiters {
+    both: Option<RateLimiter>,
+    read: Option<RateLimiter>,
+    write: Option<RateLimiter>,
+}
+
+impl Limiters {
+    fn new(limits: &Limits, now: Instant) -> Self {
+        let limiter = |limit: Option<RateLimit>| limit.map(|limit| RateLimiter::new(limit, now));
+        Self {
+            both: limiter(limits.both),
+            read: limiter(limits.read),
+            write: limiter(limits.write),
+        }
+    }
+
+    /// Takes what an operation costs, or says how long to wait. One that waits for its direction's limit has been paid for
+    /// with both directions' already, which is why no disk has limits of both kinds.
+    fn take(&mut self, now: Instant, operation: Option<&Operation<'_>>) -> Result<(), Duration> {
+        let bytes = operation.map_or(0, Operation::bytes);
+        if let Some(limiter) = &mut self.both {
+            limiter.take(now, bytes)?;
+        }
+        let of_direction = match operation {
+            Some(Operation::Read { .. }) => &mut self.read,
+            Some(operation) if operation.is_write() => &mut self.write,
+            _ => return Ok(()),
+        };
+        of_direction
+            .as_mut()
+            .map_or(Ok(()), |limiter| limiter.take(now, bytes))
+    }
+}
+
+impl DiskService {
+    /// What serves the driver of `activation`, with no disk yet.
+    pub(super) fn new(device: &'static str, activation: &mut Activation) -> Result<Self, ActivateError> {
+        Ok(Self {
+            queues: DeviceQueue::take_all(device, activation)?,
+            disk: None,
+            limiters: Limiters::default(),
+            // A driver that will not ask for it wants each write to be durable (virtio 1.2, section 5.2.6.2).
+            writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+        })
+    }
+
+    /// Whether the driver has notified a queue, which stays to be heard of.
+    pub(super) fn is_notified(&self) -> bool {
+        let is_raised = |event: &EventFd| {
+            // SAFETY: the event is borrowed for the call, and so stays open.
+            let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+            let now = Timespec::default();
+            poll(&mut [PollFd::from_borrowed_fd(event, PollFlags::IN)], Some(&now)) == Ok(1)
+        };
+        self.queues.iter().any(|queue| is_raised(queue.notification()))
+    }
+
+    /// Serves another disk, or none, from now on. Its limits begin with full buckets.
+    pub(super) fn put_in(&mut self, disk: Option<(Arc<Disk>, Limits)>) {
+        let (disk, limits) = disk.unzip();
+        self.disk = disk;
+        self.limiters = Limiters::new(&limits.unwrap_or_default(), Instant::now());
+    }
 }
 
 impl Service for DiskService {
@@ -236,8 +328,8 @@ impl Service for DiskService {
                 if events.iter().any(|(token, _)| *token == index as u64) {
                     queue.take_notification().map_err(WorkerError::queue(index))?;
                 }
-                let limiter = self.limiter.as_mut();
-                patience = serve_round(queue, &self.disk, limiter, self.writes_through)
+                let disk = self.disk.as_deref();
+                patience = serve_round(queue, disk, &mut self.limiters, self.writes_through)
                     .map_err(WorkerError::queue(index))?;
             }
         }
@@ -252,8 +344,8 @@ impl Service for DiskService {
 /// the driver will tell.
 fn serve_round(
     queue: &mut DeviceQueue,
-    disk: &Disk,
-    mut limiter: Option<&mut RateLimiter>,
+    disk: Option<&Disk>,
+    limiters: &mut Limiters,
     writes_through: bool,
 ) -> Result<Option<Duration>, QueueError> {
     queue.pause_notifications()?;
@@ -268,15 +360,13 @@ fn serve_round(
             return Ok(queue.resume_notifications()?.then_some(Duration::ZERO));
         };
         // Without a place for an answer there is none: the buffers go back as they are.
-        let request = Request::read(&chain, disk.backing.sectors());
+        let request = Request::read(&chain, disk.map_or(0, Disk::sectors));
         let operation = request
             .as_ref()
             .and_then(|request| request.operation.as_ref().ok());
         let bytes = operation.map_or(0, Operation::bytes);
         was_slow = writes_through || operation.is_some_and(Operation::is_slow);
-        if let Some(limiter) = &mut limiter
-            && let Err(wait) = limiter.take(Instant::now(), bytes)
-        {
+        if let Err(wait) = limiters.take(Instant::now(), operation) {
             // It waits where it was, for this thread, or for another machine's after a snapshot.
             queue.put_back();
             queue.interrupt_if_wanted()?;
@@ -286,7 +376,7 @@ fn serve_round(
         let written = request.map_or(0, |Request { operation, answer }| {
             let status = operation.map_or_else(
                 |status| status,
-                |operation| disk.carry_out(operation, writes_through),
+                |operation| disk.map_or(Status::IoError, |disk| disk.carry_out(operation, writes_through)),
             );
             answer.give(status)
         });
@@ -297,18 +387,37 @@ fn serve_round(
 }
 
 impl Disk {
+    /// `backing`, which the guest knows by the first bytes of `id`.
+    pub(super) fn new(id: &str, backing: Backing) -> Self {
+        let mut name = [0; ID_BYTES];
+        for (to, from) in name.iter_mut().zip(id.bytes()) {
+            *to = from;
+        }
+        Self { id: name, backing }
+    }
+
+    /// Its size in sectors.
+    pub(super) fn sectors(&self) -> u64 {
+        self.backing.sectors()
+    }
+
+    /// Waits until all that was written is on the host's disk.
+    pub(super) fn make_durable(&self) -> io::Result<()> {
+        if self.backing.is_read_only() {
+            return Ok(());
+        }
+        self.backing.flush()
+    }
+
     /// What the guest knows it by.
-    fn id(&self) -> String {
+    pub(super) fn id(&self) -> String {
         let name = self.id.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(name).into_owned()
     }
 
     fn carry_out(&self, operation: Operation<'_>, writes_through: bool) -> Status {
         let backing = &self.backing;
-        let is_write = matches!(
-            operation,
-            Operation::Write { .. } | Operation::Discard(_) | Operation::WriteZeroes { .. }
-        );
+        let is_write = operation.is_write();
         if is_write && backing.is_read_only() {
             return Status::IoError;
         }

@@ -1,5 +1,7 @@
 //! A disk (virtio 1.2, section 5.2): a raw file or a block device of the host, one queue, one thread.
 //!
+//! A [slot](DiskSlot) is a disk of no sectors until one is put into it while the machine runs.
+//!
 //! `backing` is the host's side, `request` finds out what the guest wants, of which it believes nothing, and
 //! [`device`](self::device::Blk) serves one request after the other. Reads and writes are system calls on the device's
 //! own thread, straight between the file and the guest's memory: the queue is served in order, and a slow disk keeps
@@ -14,11 +16,15 @@ mod device;
 mod hostile_tests;
 mod request;
 mod segments;
+mod slot;
+#[cfg(test)]
+mod slot_tests;
 #[cfg(test)]
 mod tests;
 
 pub use self::backing::BackingError;
 pub use self::device::Blk;
+pub use self::slot::{DiskSlot, NewDisk, SlotError};
 
 /// The unit of a disk's capacity and of requests, whatever its blocks are.
 const SECTOR: u64 = 512;

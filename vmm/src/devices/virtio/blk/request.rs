@@ -73,6 +73,14 @@ impl Operation<'_> {
         }
     }
 
+    /// Whether it changes what is on the disk.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. } | Self::Discard(_) | Self::WriteZeroes { .. }
+        )
+    }
+
     /// Whether it may take the disk long, however little it moves.
     pub(super) fn is_slow(&self) -> bool {
         matches!(self, Self::Flush | Self::Discard(_) | Self::WriteZeroes { .. })

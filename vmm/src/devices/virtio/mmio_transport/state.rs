@@ -4,8 +4,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::queue_registers::QueueRegisters;
 use super::{DRIVER_OK, MmioTransport};
+use crate::devices::virtio::blk::DiskSlot;
 use crate::devices::virtio::device::{ActivateError, DeviceState, QueuePosition, SaveError};
 
 /// A device's registers, and how far its queues were served.
@@ -62,6 +65,32 @@ impl MmioTransport {
     pub fn resume(&mut self) {
         let resumed = self.device.worker().map_or(Ok(()), |worker| worker.resume());
         if let Err(error) = resumed {
+            self.give_up(error);
+        }
+    }
+
+    /// The device itself, if disks can be put into it.
+    pub fn disk_slot(&mut self) -> Option<&mut DiskSlot> {
+        self.device.disk_slot()
+    }
+
+    /// What is raised when the driver asks something of a device that has to be woken for it; `None` of all others.
+    pub fn dormant(&mut self) -> Option<&EventFd> {
+        let slot = self.device.disk_slot()?;
+        slot.is_dormant().then_some(self.notifications.first())?
+    }
+
+    /// Wakes a device whose [notification](Self::dormant) was raised.
+    pub fn wake_if_notified(&mut self) {
+        // It is nonblocking: an error says that nobody has raised it.
+        if self
+            .dormant()
+            .is_none_or(|notification| notification.read().is_err())
+        {
+            return;
+        }
+        let woken = self.device.disk_slot().map_or(Ok(()), DiskSlot::wake);
+        if let Err(error) = woken {
             self.give_up(error);
         }
     }
