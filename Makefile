@@ -30,7 +30,7 @@ test: testable ## every test, with a count
 	@.ci/test
 
 # Clients that the tests drive the OCI command line with.
-testable: PACKAGES += containerd containernetworking-plugins docker.io netavark podman
+testable: PACKAGES += containerd containernetworking-plugins docker.io e2fsprogs netavark podman
 testable: deps build kernel ## what the tests expect in out/
 	@cargo build --release --locked -p avx-switch
 	@install -m 755 $(RELEASE)/avx-switch $(BIN)

@@ -4,6 +4,7 @@
 //! One thread, always: the engine's clone is safe only then.
 
 mod connection_end;
+mod disks;
 mod entropy;
 mod event_connection;
 mod exit_status;

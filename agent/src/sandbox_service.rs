@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::sandbox::{
-    NetworkRequest, NetworkResponse, PrepareRequest, PrepareResponse, ShutdownRequest, ShutdownResponse,
+    AddDiskRequest, AddDiskResponse, NetworkRequest, NetworkResponse, PrepareRequest, PrepareResponse,
+    RemoveDiskRequest, RemoveDiskResponse, ShutdownRequest, ShutdownResponse,
 };
 use protocol::sandbox_ttrpc::Sandbox;
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -13,7 +14,7 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Error, Result, get_status};
 
 use crate::task::TaskService;
-use crate::{entropy, guest_mounts, network, power};
+use crate::{disks, entropy, guest_mounts, network, power};
 
 /// Time for the answer to `Shutdown` to reach the host before the machine goes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -68,6 +69,17 @@ impl Sandbox for SandboxService {
             .and_then(|()| network::release_others(&request))
             .map_err(|error| failed("making the network the pod's", error))?;
         Ok(NetworkResponse::default())
+    }
+
+    async fn add_disk(&self, _: &TtrpcContext, request: AddDiskRequest) -> Result<AddDiskResponse> {
+        let added = disks::add(&request).await;
+        added.map_err(|error| failed("taking over a disk", error))
+    }
+
+    async fn remove_disk(&self, _: &TtrpcContext, request: RemoveDiskRequest) -> Result<RemoveDiskResponse> {
+        let removed = disks::remove(&request.id).await;
+        removed.map_err(|error| failed("taking leave of a disk", error))?;
+        Ok(RemoveDiskResponse::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<ShutdownResponse> {

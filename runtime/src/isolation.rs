@@ -13,6 +13,12 @@ pub const ISOLATION_ANNOTATION: &str = "dev.bulkhead.isolation";
 /// The annotation that names the container whose sandbox another one joins.
 pub const SANDBOX_ANNOTATION: &str = "dev.bulkhead.sandbox";
 
+/// The annotation that names the disk, an image or a block device, that is a container's root behind the microVM wall.
+pub const ROOT_SOURCE_ANNOTATION: &str = "dev.bulkhead.root.source";
+
+/// The annotation that names the file system on it.
+pub const ROOT_TYPE_ANNOTATION: &str = "dev.bulkhead.root.type";
+
 /// The wall between a pod and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,9 +55,19 @@ pub struct UnknownIsolation(String);
 pub enum AnnotationError {
     /// An annotation in our namespace that has no meaning.
     #[error(
-        "unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION} and {SANDBOX_ANNOTATION}"
+        "unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION}, {SANDBOX_ANNOTATION}, \
+         {ROOT_SOURCE_ANNOTATION} and {ROOT_TYPE_ANNOTATION}"
     )]
     Unknown {
+        /// Its name.
+        name: String,
+    },
+    /// An annotation that means nothing behind the other wall.
+    #[error(
+        "annotation {name:?}: only a virtual machine can be given a disk as a root; mount it, and name the folder as \
+         root.path, or choose `--isolation microvm`"
+    )]
+    MicroVmOnly {
         /// Its name.
         name: String,
     },
@@ -81,11 +97,28 @@ impl Isolation {
         {
             match name.as_str() {
                 ISOLATION_ANNOTATION => isolation = Some(value.parse()?),
-                SANDBOX_ANNOTATION => {}
+                SANDBOX_ANNOTATION | ROOT_SOURCE_ANNOTATION | ROOT_TYPE_ANNOTATION => {}
                 _ => return Err(AnnotationError::Unknown { name: name.clone() }),
             }
         }
         Ok(isolation)
+    }
+
+    /// Refuses annotations that mean nothing behind this wall.
+    ///
+    /// # Errors
+    /// With the annotation.
+    pub fn check(self, annotations: Option<&HashMap<String, String>>) -> Result<(), AnnotationError> {
+        let said = |name: &&str| annotations.is_some_and(|annotations| annotations.contains_key(*name));
+        match [ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION]
+            .iter()
+            .find(|name| said(name))
+        {
+            Some(name) if self == Self::SharedKernel => Err(AnnotationError::MicroVmOnly {
+                name: (*name).to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The flag wins over the annotation, the annotation over the configuration, and the microVM is the default.

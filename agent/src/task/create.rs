@@ -9,6 +9,8 @@ use rustix::process::Pid;
 use tokio::sync::watch;
 use ttrpc::{Code, Result};
 
+use crate::disks;
+
 use super::joined_streams::{ClaimedStreams, JoinedStreams, StreamNames};
 use super::out_of_memory::OutOfMemoryKills;
 use super::process::{Follower, KeptProcess};
@@ -69,6 +71,9 @@ fn make(
         .set_own_network(true);
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
+    if let Some(root) = bundle.spec().root() {
+        disks::hand_over(root.path()).map_err(|error| failed("handing the root's disk over", error))?;
+    }
     let warnings = container.take_warnings();
     let (init, out_of_memory_kills, joined) = match take_up(service, &mut container, joined) {
         Ok(taken) => taken,

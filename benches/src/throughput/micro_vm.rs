@@ -88,6 +88,7 @@ pub(crate) fn measure(
             read_only: false,
             rate_limit: None,
         }],
+        disk_slots: 0,
         network_devices: serde_json::from_value(network)?,
         control_socket: None,
         die_with_parent: true,

@@ -1,10 +1,13 @@
 //! Asking a machine's process for what its guest has no part in.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use vmm::control::{Request, Response};
@@ -48,14 +51,31 @@ pub enum ControlError {
 /// # Errors
 /// When the VMM cannot be reached, refuses or does not answer.
 pub async fn ask(socket: &Path, request: &Request, deadline: Duration) -> Result<Response, ControlError> {
-    match timeout(deadline, exchange(socket, request)).await {
+    ask_with(socket, request, None, deadline).await
+}
+
+/// The same for a request that goes with a descriptor.
+///
+/// # Errors
+/// As for [`ask`].
+pub async fn ask_with(
+    socket: &Path,
+    request: &Request,
+    descriptor: Option<BorrowedFd<'_>>,
+    deadline: Duration,
+) -> Result<Response, ControlError> {
+    match timeout(deadline, exchange(socket, request, descriptor)).await {
         Ok(Ok(Response::Error { message })) => Err(ControlError::Refused { message }),
         Ok(answer) => answer,
         Err(_) => Err(ControlError::Deadline { deadline }),
     }
 }
 
-async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlError> {
+async fn exchange(
+    socket: &Path,
+    request: &Request,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<Response, ControlError> {
     let failed = |source| ControlError::Socket {
         socket: socket.to_owned(),
         source,
@@ -64,7 +84,12 @@ async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlE
     let mut connection = UnixStream::connect(path.reach()).await.map_err(failed)?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    connection.write_all(&line).await.map_err(failed)?;
+    let sent = match descriptor {
+        Some(descriptor) => send_with(&connection, &line, descriptor).await.map_err(failed)?,
+        None => 0,
+    };
+    let rest = line.get(sent..).unwrap_or_default();
+    connection.write_all(rest).await.map_err(failed)?;
     let mut answer = Vec::new();
     BufReader::new(connection)
         .take(LONGEST_ANSWER)
@@ -75,6 +100,19 @@ async fn exchange(socket: &Path, request: &Request) -> Result<Response, ControlE
         return Err(failed(io::ErrorKind::UnexpectedEof.into()));
     }
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Sends the beginning of `line` with a descriptor (`SCM_RIGHTS` of unix(7)), and says how much of it that was.
+async fn send_with(connection: &UnixStream, line: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let send = || {
+        let descriptors = [descriptor];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let parts = [IoSlice::new(line)];
+        Ok(sendmsg(connection, &parts, &mut ancillary, SendFlags::NOSIGNAL)?)
+    };
+    connection.async_io(Interest::WRITABLE, send).await
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod console;
 pub mod control;
+pub mod disk;
 pub mod guest_connection;
 pub mod guest_text;
 pub mod machine_files;
@@ -177,6 +178,7 @@ impl Sandbox for MicroVm {
             id: &id,
             bundle: &bundle,
             config: &config,
+            guest_root: None,
             shared_folder: &id,
         };
         self.create_container(&new, stdio, None).await.map(drop)

@@ -97,15 +97,22 @@ impl<'a> SharedDirectory<'a> {
     }
 
     /// Shares what a container of the bundle in `bundle` has of the host, and returns its configuration with every path
-    /// as the guest sees it. Fields that are not ours to change stay as they are, known or not.
+    /// as the guest sees it. Fields that are not ours to change stay as they are, known or not. A root that is in the guest
+    /// already, `guest_root`, is not shared.
     ///
     /// # Errors
     /// When a source does not exist or cannot be bound. Nothing is shared then.
-    pub fn share(&self, container: &str, bundle: &Path, config: &Value) -> Result<Value, ShareError> {
+    pub fn share(
+        &self,
+        container: &str,
+        bundle: &Path,
+        config: &Value,
+        guest_root: Option<&str>,
+    ) -> Result<Value, ShareError> {
         let folder = folder(&self.files.export(), container)?;
         // Not the folders above it: those of a machine that has been deleted are not to come back.
         fs::create_dir(&folder).map_err(io_error("creating", &folder))?;
-        let shared = self.share_below(&folder, container, bundle, config);
+        let shared = self.share_below(&folder, container, bundle, config, guest_root);
         if shared.is_err() {
             // What could not be made is the thing to tell.
             let _ = Self::withdraw(self.files, container);
@@ -119,20 +126,22 @@ impl<'a> SharedDirectory<'a> {
         container: &str,
         bundle: &Path,
         config: &Value,
+        guest_root: Option<&str>,
     ) -> Result<Value, ShareError> {
         let mut config = config.clone();
         let guest = Path::new(GUEST_MOUNT_POINT).join(container);
         let root = config.get_mut("root").and_then(Value::as_object_mut);
         let root = root.ok_or(ShareError::Configuration("root"))?;
-        let path = root.get("path").and_then(Value::as_str);
-        let source = bundle.join(path.ok_or(ShareError::Configuration("root.path"))?);
-        root.insert("path".into(), json!(guest.join("rootfs")));
-        let mut attachments = vec![detached(
-            &source,
-            &folder.join("rootfs"),
-            Depth::Tree,
-            Writable::AsItIs,
-        )?];
+        let mut attachments = Vec::new();
+        if let Some(guest_root) = guest_root {
+            root.insert("path".into(), json!(guest_root));
+        } else {
+            let path = root.get("path").and_then(Value::as_str);
+            let source = bundle.join(path.ok_or(ShareError::Configuration("root.path"))?);
+            root.insert("path".into(), json!(guest.join("rootfs")));
+            let target = folder.join("rootfs");
+            attachments.push(detached(&source, &target, Depth::Tree, Writable::AsItIs)?);
+        }
         let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
         for (index, mount) in mounts
             .into_iter()

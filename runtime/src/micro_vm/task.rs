@@ -26,7 +26,7 @@ use crate::unused_name::unused_name;
 
 /// Every call but waiting. Where the guest's kernel is emulated a container's creation takes seconds of a processor, and
 /// a host that starts many pods at once has few for each; a kubelet gives up after two minutes.
-const CALL_DEADLINE: Duration = Duration::from_secs(120);
+pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A process in the guest.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,8 @@ pub struct NewContainer<'a> {
     pub bundle: &'a Path,
     /// Its configuration, with paths of the host.
     pub config: &'a Value,
+    /// Where its root is mounted in the guest already, if it is not one of the host's folders.
+    pub guest_root: Option<&'a str>,
     /// The name of its folder in what the guest sees of the host, which no container had before it.
     pub shared_folder: &'a str,
 }
@@ -104,7 +106,7 @@ impl MicroVm {
         let name = ProcessName::init(new.id);
         let config = self
             .shared()
-            .share(new.shared_folder, new.bundle, new.config)
+            .share(new.shared_folder, new.bundle, new.config, new.guest_root)
             .map_err(|error| {
                 SandboxError::new(format!("sharing the files of container {}", new.id), error)
             })?;
@@ -469,7 +471,7 @@ impl MicroVm {
     }
 
     /// Waits for a call's answer or the machine's end, whichever is first.
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         action: String,
         call: impl Future<Output = ttrpc::Result<T>>,

@@ -60,6 +60,7 @@ impl Creation {
             None => None,
         };
         let wall = Isolation::choose(global.isolation, annotation, guest::configured_isolation(global)?);
+        wall.check(bundle.spec().annotations().as_ref())?;
         Ok((bundle, wall))
     }
 

@@ -79,6 +79,13 @@ impl Folder {
         Self { path: root.join(id) }
     }
 
+    /// The folder of a container that is at this place.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
     /// The folder of a container whose id was written down.
     pub fn of_named(root: &Path, id: &str) -> Self {
         Self { path: root.join(id) }

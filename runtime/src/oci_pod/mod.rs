@@ -5,6 +5,7 @@
 //!     container.json          what is known of it: its sandbox, its attendant, where it is in its life
 //!     config.json             its configuration as it was when it was created
 //!     sandbox.json, vm/       if it was the first of its pod: the virtual machine
+//!     disks.json, disks.lock  the disks that containers have brought into it, if they have
 //! ```
 //!
 //! Two kinds of processes outlive the command that made them. The **VMM** is the pod's virtual machine. An **attendant**
@@ -20,6 +21,8 @@ pub mod record;
 
 #[cfg(feature = "microvm")]
 pub mod attendant;
+#[cfg(feature = "microvm")]
+pub mod disks;
 #[cfg(feature = "microvm")]
 pub mod guest_configuration;
 #[cfg(feature = "microvm")]

@@ -22,6 +22,8 @@ use crate::forwarded_signals::ForwardedSignals;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::task::{Leash, Made, NewContainer, ProcessName};
+use crate::oci_pod::disks;
+use crate::oci_pod::folder::Folder;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ExitStatus, SandboxError};
 
@@ -149,10 +151,23 @@ impl Attending {
         }
         let status = Self::hand_on(&machine, name, &mut signals).await;
         if self.plan.ends_machine {
-            // Nobody is left in it. What was written to the host's files is with the host already.
+            // Nobody is left in it. What was written to the host's files is with the host already; what was written to
+            // disks may be the guest's still.
+            if self.has_disks()
+                && let Err(error) = machine.shut_down().await
+            {
+                eprintln!("bulkhead-attendant: {:#}", anyhow::Error::new(error));
+            }
             machine.kill_machine();
         }
         status
+    }
+
+    fn has_disks(&self) -> bool {
+        match &self.plan.attended {
+            Attended::Container(container) => disks::are_attached(&Folder::at(&container.sandbox_folder)),
+            Attended::Process(_) => false,
+        }
     }
 
     /// Hands signals on until the process has ended.
@@ -187,10 +202,21 @@ impl Attending {
         let name = self.plan.attended.name();
         match &self.plan.attended {
             Attended::Container(container) => {
+                let folder = Folder::at(&container.sandbox_folder);
+                let mut config = container.config.clone();
+                let root =
+                    disks::attach(machine, &folder, &container.id, &container.bundle, &mut config).await;
+                let root = root.map_err(|error| {
+                    SandboxError::new(
+                        format!("attaching the disks of container {}", container.id),
+                        error,
+                    )
+                })?;
                 let new = NewContainer {
                     id: &container.id,
                     bundle: &container.bundle,
-                    config: &container.config,
+                    config: &config,
+                    guest_root: root.as_deref(),
                     shared_folder: &container.shared_folder,
                 };
                 machine.create_container(&new, stdio, Some(leash)).await

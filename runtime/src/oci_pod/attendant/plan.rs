@@ -41,6 +41,8 @@ pub enum Attended {
 pub struct ContainerPlan {
     /// Its id.
     pub id: String,
+    /// The folder of the container that founded its sandbox, which is itself if it is the first.
+    pub sandbox_folder: PathBuf,
     /// The folder that relative paths of its configuration are of.
     pub bundle: PathBuf,
     /// Its configuration, fit for the guest, with paths of the host.

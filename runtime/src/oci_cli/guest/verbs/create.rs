@@ -20,6 +20,7 @@ use crate::oci_cli::create::Creation;
 use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError, descriptors};
 use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ContainerPlan};
+use crate::oci_pod::disks;
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::guest_configuration::fit_for_guest;
 use crate::oci_pod::membership::Membership;
@@ -77,6 +78,7 @@ pub(super) fn make(
         Membership::Member(sandbox) => sandbox,
     };
     fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
+    disks::check(&config, directory)?;
 
     let folder = Folder::create(&global.root, &creation.id)?;
     let making = Making {
@@ -175,6 +177,7 @@ impl Making<'_> {
             files: machine_files(&sandbox_folder).directory().to_owned(),
             attended: Attended::Container(ContainerPlan {
                 id: record.id.clone(),
+                sandbox_folder: sandbox_folder.path().to_owned(),
                 bundle: self.bundle.directory().to_owned(),
                 config: fit,
                 shared_folder: record.shared_folder.clone(),

@@ -15,6 +15,7 @@ use crate::micro_vm::shared_directory::SharedDirectory;
 use crate::oci_cli::delete::DeleteArguments;
 use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError};
+use crate::oci_pod::disks;
 use crate::oci_pod::folder::{Folder, FolderError};
 use crate::oci_pod::record::{GuestContainer, RECORD};
 use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
@@ -54,7 +55,12 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
     }
     found.end_attendant()?;
     match PodSandbox::read(&found.folder)? {
-        Some(sandbox) => sandbox.kill()?,
+        Some(sandbox) => {
+            if let Err(error) = write_back(found, &sandbox) {
+                log.warning(&chain(&error));
+            }
+            sandbox.kill()?;
+        }
         None => delete_from_pod(&found.container, &found.sandbox_folder)?,
     }
     found.container.cgroup.remove()?;
@@ -69,6 +75,19 @@ fn is_ending(found: &Found) -> Result<bool, GuestError> {
     ends_within(attendant, LAST_MOMENTS).map_err(|source| GuestError::Process {
         doing: "wait for",
         source,
+    })
+}
+
+/// Has a guest that lives write back what its containers wrote to disks, which ends them.
+fn write_back(found: &Found, sandbox: &PodSandbox) -> Result<(), GuestError> {
+    if !disks::are_attached(&found.folder) || !sandbox.machine.is_alive().unwrap_or(true) {
+        return Ok(());
+    }
+    event_loop()?.block_on(async {
+        let shut_down = async { Ok(found.machine().await?.shut_down().await?) };
+        timeout(AGENT_PATIENCE, shut_down)
+            .await
+            .unwrap_or(Err(GuestError::SilentAgent(AGENT_PATIENCE)))
     })
 }
 
@@ -107,7 +126,7 @@ pub(super) fn delete_from_pod(container: &GuestContainer, sandbox_folder: &Folde
                         .delete_container(&container.id, &container.shared_folder)
                         .await?;
                 }
-                Ok::<_, GuestError>(())
+                Ok::<_, GuestError>(disks::release(&machine, sandbox_folder, &container.id).await?)
             };
             timeout(AGENT_PATIENCE, delete)
                 .await

@@ -8,6 +8,7 @@ use crate::configuration::ConfigurationError;
 use crate::kvm::KvmUnusable;
 use crate::micro_vm::shared_directory::ShareError;
 use crate::oci_pod::attendant::AttendantError;
+use crate::oci_pod::disks::DiskError;
 use crate::oci_pod::folder::FolderError;
 use crate::oci_pod::guest_configuration::GuestConfigurationError;
 use crate::oci_pod::membership::MembershipError;
@@ -44,6 +45,9 @@ pub enum GuestError {
     /// Its files could not be taken from the guest.
     #[error("withdrawing the container's files")]
     Withdraw(#[from] ShareError),
+    /// It cannot have its disks, or they could not be taken from the guest.
+    #[error("the container's disks")]
+    Disks(#[from] DiskError),
     /// Its cgroup on the host could not be made or removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
