@@ -7,7 +7,7 @@ use container::{CgroupError, CreateError, Stdio};
 use rustix::mount::{MountFlags, mount};
 use serde_json::json;
 
-use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::bundle::{TestBundle, chain, files, own_cgroup, wait, wait_until};
 
 crate::tests!(
     too_much_memory_is_137,
@@ -66,10 +66,7 @@ pub(crate) const GO_TO_CGROUP: &str = "cd /sys/fs/cgroup; [ ! -d pids ] || cd pi
 
 /// The folder of a controller's hierarchy for a container without a path.
 fn folder(bundle: &TestBundle, controller: &str) -> PathBuf {
-    Path::new("/sys/fs/cgroup")
-        .join(controller)
-        .join("bulkhead")
-        .join(bundle.id.as_str())
+    own_cgroup(controller, &bundle.id)
 }
 
 fn limits_are_written_to_the_files() {
@@ -310,7 +307,7 @@ fn huge_pages_are_limited_on_whichever_version_has_them() {
     let mut container = bundle
         .create(Stdio::Inherit)
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
-    let folder = Path::new(root).join("bulkhead").join(bundle.id.as_str());
+    let folder = own_cgroup(root, &bundle.id);
     let limit = fs::read_to_string(folder.join(format!("hugetlb.{size}.max")))
         .or_else(|_| fs::read_to_string(folder.join(format!("hugetlb.{size}.limit_in_bytes"))));
     assert_eq!(limit.unwrap().trim(), (64 << 20).to_string());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use container::{DeleteError, PauseError, Signal, StartError, Status, Stdio};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::bundle::{TestBundle, chain, files, own_cgroup, wait, wait_until};
 use crate::cgroups::GO_TO_CGROUP;
 use crate::wall::{Container, Wall};
 
@@ -118,7 +118,7 @@ fn a_paused_container_stands_still_and_goes_on_without_cgroup2() {
 
 /// The container's version 1 freezer.
 fn freezer(bundle: &TestBundle) -> PathBuf {
-    PathBuf::from(format!("/sys/fs/cgroup/freezer/bulkhead-{}", bundle.id))
+    own_cgroup("freezer", &bundle.id)
 }
 
 fn what_somebody_else_froze_is_paused_and_can_be_resumed() {

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 
 use container::{CgroupError, ContainerId, PodCgroup, PodLimits};
 use rustix::mount::{MountFlags, mount};
 
-use crate::bundle::{TestBundle, chain, wait_until};
+use crate::bundle::{TestBundle, chain, own_cgroup, wait_until};
 
 crate::tests!(
     what_was_written_down_is_made_used_and_removed,
@@ -27,13 +27,6 @@ fn id() -> ContainerId {
 
 fn sleep() -> Child {
     Command::new("sleep").arg("60").spawn().unwrap()
-}
-
-fn folder(hierarchy: &str, id: &ContainerId) -> PathBuf {
-    Path::new("/sys/fs/cgroup")
-        .join(hierarchy)
-        .join("bulkhead")
-        .join(id.as_str())
 }
 
 fn is_version1() -> bool {
@@ -98,7 +91,7 @@ fn limits_are_set_changed_and_lifted() {
     };
     let mut cgroup = PodCgroup::create(None, &id, limits).unwrap();
     let holds = |memory: &str, cpu: [&str; 3]| {
-        let read = |hierarchy, file: &str| fs::read_to_string(folder(hierarchy, &id).join(file)).unwrap();
+        let read = |hierarchy, file: &str| fs::read_to_string(own_cgroup(hierarchy, &id).join(file)).unwrap();
         assert_eq!(read("memory", "memory.limit_in_bytes").trim(), memory);
         let files = ["cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares"];
         assert_eq!(files.map(|file| read("cpu", file).trim().to_owned()), cpu);
@@ -118,7 +111,7 @@ fn limits_are_set_changed_and_lifted() {
     holds("9223372036854771712", ["-1", "100000", "1024"]);
     // Nothing but what is limited: devices are as they are for the caller.
     assert_eq!(
-        fs::read_to_string(folder("devices", &id).join("devices.list"))
+        fs::read_to_string(own_cgroup("devices", &id).join("devices.list"))
             .unwrap()
             .trim(),
         "a *:* rwm"

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use container::{CgroupError, Stdio, UpdateError};
 use rustix::event::{PollFd, Timespec, poll};
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
-use crate::bundle::{TestBundle, chain, wait, wait_until};
+use crate::bundle::{TestBundle, chain, own_cgroup, wait, wait_until};
 use crate::wall::{Container, Refusal};
 
 crate::tests!(
@@ -120,11 +119,7 @@ fn number(text: &str) -> i64 {
 }
 
 fn value(bundle: &TestBundle, controller: &str, file: &str) -> String {
-    let path = Path::new("/sys/fs/cgroup")
-        .join(controller)
-        .join("bulkhead")
-        .join(bundle.id.as_str());
-    let text = fs::read_to_string(path.join(file)).unwrap();
+    let text = fs::read_to_string(own_cgroup(controller, &bundle.id).join(file)).unwrap();
     text.lines().next().unwrap_or_default().to_owned()
 }
 
