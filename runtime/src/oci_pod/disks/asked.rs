@@ -10,6 +10,9 @@ use super::DiskError;
 use super::limits::DiskLimits;
 use crate::isolation::{ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION};
 
+/// Major and minor number of a block device.
+pub(super) type DeviceNumber = (u32, u32);
+
 /// File systems that are mounted from a disk: their source is one, and anything else an error to be told as such. Those of
 /// other names are, if their source is a disk.
 const OF_DISKS: [&str; 12] = [
@@ -29,7 +32,7 @@ pub(super) struct AskedDisk {
     /// The image or the node, or where the container is to have the device of that number.
     pub(super) path: PathBuf,
     /// The host's number of the device, where that is what the configuration names.
-    pub(super) number: Option<(u32, u32)>,
+    pub(super) number: Option<DeviceNumber>,
     /// Whether the container may only read it.
     pub(super) read_only: bool,
     /// What is to be mounted from it.
@@ -165,7 +168,7 @@ fn asked_device(index: usize, device: &Value, rules: &[Value]) -> Option<AskedDi
 /// Has the device nodes and rules of a configuration name block devices as the guest numbers them: `attached` are the
 /// indices of those it has, each with its number on the host and in the guest. Numbers of others would mean something else
 /// there, so nothing is left of them.
-pub(super) fn leave_no_other_device(config: &mut Value, attached: &[(usize, (u32, u32), (u32, u32))]) {
+pub(super) fn leave_no_other_device(config: &mut Value, attached: &[(usize, DeviceNumber, DeviceNumber)]) {
     let is_left = |index: usize, device: &Value| {
         block_device_number(device).is_none() || attached.iter().any(|a| a.0 == index)
     };
@@ -201,7 +204,7 @@ pub(super) fn leave_no_other_device(config: &mut Value, attached: &[(usize, (u32
 
 /// Lets the container's cgroup open a disk of the guest's, which whoever mounts it for the container has to, and not make
 /// a node of it.
-pub(super) fn allow(config: &mut Value, (major, minor): (u32, u32), read_only: bool) {
+pub(super) fn allow(config: &mut Value, (major, minor): DeviceNumber, read_only: bool) {
     let access = if read_only { "r" } else { "rw" };
     let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
     let mut place = Some(config);
@@ -232,13 +235,13 @@ fn allows(rule: &Value) -> bool {
 }
 
 /// Whether a rule is also one for this block device.
-fn covers(rule: &Value, (major, minor): (u32, u32)) -> bool {
+fn covers(rule: &Value, (major, minor): DeviceNumber) -> bool {
     matches!(text(rule, "type"), None | Some("" | "a" | "b"))
         && number_of(rule, "major").is_none_or(|number| number == major)
         && number_of(rule, "minor").is_none_or(|number| number == minor)
 }
 
-fn block_device_number(device: &Value) -> Option<(u32, u32)> {
+fn block_device_number(device: &Value) -> Option<DeviceNumber> {
     if text(device, "type") != Some("b") {
         return None;
     }
