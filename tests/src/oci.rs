@@ -127,8 +127,7 @@ impl OciBundle {
     pub fn cgroup_value(&self, controller: &str, file: &str) -> String {
         let path = Path::new("/sys/fs/cgroup")
             .join(controller)
-            .join("bulkhead")
-            .join(&self.id)
+            .join(format!("bulkhead-{}", self.id))
             .join(file);
         let text =
             std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -2,7 +2,7 @@
 //! its program, and the command line itself. Whatever it was, nobody hangs, `delete --force` is quick, nothing is left,
 //! and the sandbox beside it lives.
 //!
-//! `BULKHEAD_TEST_KILLS` says how many moments (16 without it), `BULKHEAD_TEST_CYCLES` how many lives from creation to
+//! `BULKHEAD_TEST_KILLS` says how many moments (12 without it), `BULKHEAD_TEST_CYCLES` how many lives from creation to
 //! deletion (5), `BULKHEAD_TEST_SEED` from which seed the moments are drawn.
 
 #![allow(
@@ -388,7 +388,7 @@ fn whatever_is_killed_at_whatever_moment() {
     scene.clean_up("an undisturbed life");
     let times = scene.measure();
     let mut deletions: Vec<(Duration, Victim)> = Vec::new();
-    let kills = usize::try_from(number("BULKHEAD_TEST_KILLS", 16)).unwrap();
+    let kills = usize::try_from(number("BULKHEAD_TEST_KILLS", 12)).unwrap();
     for (moment, victim) in VICTIMS.into_iter().cycle().take(kills).enumerate() {
         let what = format!("moment {moment}, {victim:?}, seed {seed}");
         scene.kill_at_some_moment(victim, &times, &mut random);

@@ -25,11 +25,12 @@ mod start;
 mod state;
 mod update;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as _, Command, FromArgMatches as _, Parser, Subcommand};
 use container::{Container, ContainerId};
 
 pub use error::OciError;
@@ -39,9 +40,11 @@ use crate::oci_pod::DEFAULT_ROOT;
 use crate::oci_pod::record::GuestContainer;
 use log::{Log, LogFormat};
 
+const NAME: &str = "bulkhead-oci";
+
 /// Runs containers of OCI bundles.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead-oci", version, max_term_width = 100)]
+#[command(name = NAME, version, max_term_width = 100)]
 struct Arguments {
     #[command(flatten)]
     global: GlobalOptions,
@@ -88,8 +91,7 @@ fn parse_isolation(word: &str) -> Result<Isolation, UnknownIsolation> {
     word.parse()
 }
 
-// Only the arguments of the verb that is asked for are described to the parser: to describe all takes longer than to
-// make some containers' cgroups.
+// The arguments of a verb are described to the parser when they are asked for.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Verb {
@@ -130,6 +132,25 @@ enum Verb {
 const ENTERING: [&str; 3] = ["create", "exec", "run"];
 
 impl Arguments {
+    /// Reads the command line; where there is something to say about it, says it and ends the process.
+    fn of_this_process() -> Arguments {
+        Arguments::with_one_verb(std::env::args_os().collect()).unwrap_or_else(Arguments::parse)
+    }
+
+    /// What the words say to a parser that knows only the verb among them. It gives every verb that it knows a copy of
+    /// every global option, which takes as long as making some containers' cgroups. None where it does not understand
+    /// them, as when the word was not meant as the verb, or where help is asked for: the whole parser has the answer.
+    fn with_one_verb(words: Vec<OsString>) -> Option<Arguments> {
+        let verbs = Verb::augment_subcommands(Command::new(NAME));
+        let verb = words
+            .iter()
+            .skip(1)
+            .find_map(|word| verbs.find_subcommand(word))?;
+        let command = GlobalOptions::augment_args(Command::new(NAME)).subcommand(verb.clone());
+        let matches = command.try_get_matches_from(words).ok()?;
+        Arguments::from_arg_matches(&matches).ok()
+    }
+
     fn run(&self, log: &Log) -> Result<i32, OciError> {
         if self.global.systemd_cgroup {
             return Err(OciError::SystemdCgroup);
@@ -149,7 +170,7 @@ fn main_as(name: &str) -> ExitCode {
     } else {
         Ok(())
     };
-    let mut arguments = Arguments::parse();
+    let mut arguments = Arguments::of_this_process();
     // Other processes than this one go on with it, from other folders. A folder of ours that has been removed has no paths.
     if let Ok(root) = std::path::absolute(&arguments.global.root) {
         arguments.global.root = root;
@@ -184,7 +205,7 @@ fn main_as(name: &str) -> ExitCode {
 
 /// Runs `bulkhead-oci`.
 pub fn main() -> ExitCode {
-    main_as("bulkhead-oci")
+    main_as(NAME)
 }
 
 impl Verb {
@@ -294,6 +315,31 @@ mod tests {
             let arguments = Arguments::try_parse_from(words).unwrap();
             assert_eq!(arguments.global.root, PathBuf::from("/r"));
             assert_eq!(arguments.global.isolation, Some(Isolation::SharedKernel));
+        }
+    }
+
+    #[test]
+    fn a_parser_of_one_verb_reads_what_the_whole_one_reads_and_nothing_else() {
+        let words = |line: &str| -> Vec<OsString> { line.split(' ').map(OsString::from).collect() };
+        for line in [
+            "bulkhead-oci --root /r --debug create --bundle /b --isolation shared-kernel web",
+            "bulkhead-oci exec --env A=b --log=/l web sh -c list",
+            "bulkhead-oci list --format json --root /r",
+            "bulkhead-oci run web",
+        ] {
+            let whole = Arguments::try_parse_from(words(line)).unwrap();
+            let one = Arguments::with_one_verb(words(line)).unwrap();
+            assert_eq!(format!("{one:?}"), format!("{whole:?}"));
+        }
+        for line in [
+            "bulkhead-oci",
+            "bulkhead-oci --version",
+            "bulkhead-oci create --help",
+            "bulkhead-oci help create",
+            "bulkhead-oci --root list state web",
+            "bulkhead-oci state",
+        ] {
+            assert!(Arguments::with_one_verb(words(line)).is_none(), "{line}");
         }
     }
 
