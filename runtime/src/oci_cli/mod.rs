@@ -141,12 +141,12 @@ impl Arguments {
     /// every global option, which takes as long as making some containers' cgroups. None where it does not understand
     /// them, as when the word was not meant as the verb, or where help is asked for: the whole parser has the answer.
     fn with_one_verb(words: Vec<OsString>) -> Option<Arguments> {
-        let verbs = Verb::augment_subcommands(Command::new(NAME));
-        let verb = words
-            .iter()
-            .skip(1)
-            .find_map(|word| verbs.find_subcommand(word))?;
-        let command = GlobalOptions::augment_args(Command::new(NAME)).subcommand(verb.clone());
+        let verb = {
+            let verbs = Verb::augment_subcommands(Command::new(NAME));
+            let mut named = words.iter().skip(1);
+            named.find_map(|word| verbs.find_subcommand(word).cloned())?
+        };
+        let command = GlobalOptions::augment_args(Command::new(NAME)).subcommand(verb);
         let matches = command.try_get_matches_from(words).ok()?;
         Arguments::from_arg_matches(&matches).ok()
     }
