@@ -236,10 +236,10 @@ fn an_image_is_built_by_steps_that_run_in_containers() {
     let context = docker.namespace().folder("context");
     let text = format!(
         "FROM {IMAGE} AS builder\n\
-         RUN mkdir /work && echo built by $(id -u) > /work/product\n\
+         RUN mkdir /made && echo built by $(id -u) > /made/product\n\
          FROM {IMAGE}\n\
-         COPY --from=builder /work/product /product\n\
-         RUN test ! -e /work && test \"$(cat /product)\" = 'built by 0'\n\
+         COPY --from=builder /made/product /product\n\
+         RUN test ! -e /made && test \"$(cat /product)\" = 'built by 0'\n\
          CMD [\"cat\", \"/product\"]\n"
     );
     std::fs::write(context.join("Dockerfile"), text).unwrap();

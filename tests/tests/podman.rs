@@ -428,12 +428,12 @@ fn an_image_is_built_in_stages_whose_steps_run_in_containers(wall: Wall) {
     let context = podman.namespace().folder("context");
     let text = format!(
         "FROM {IMAGE} AS builder\n\
-         RUN mkdir /work && echo built by $(id -u) > /work/product && ln -s product /work/link\n\
-         RUN test \"$(cat /work/product)\" = 'built by 0'\n\
+         RUN mkdir /made && echo built by $(id -u) > /made/product && ln -s product /made/link\n\
+         RUN test \"$(cat /made/product)\" = 'built by 0'\n\
          FROM {IMAGE}\n\
          ENV PLACE=/product\n\
-         COPY --from=builder /work/product /product\n\
-         RUN test ! -e /work && echo someone:x:1000:1000::/:/bin/sh >> /etc/passwd && chown someone $PLACE\n\
+         COPY --from=builder /made/product /product\n\
+         RUN test ! -e /made && echo someone:x:1000:1000::/:/bin/sh >> /etc/passwd && chown someone $PLACE\n\
          USER someone\n\
          RUN test -w $PLACE && test \"$(id -un)\" = someone\n\
          CMD [\"cat\", \"/product\"]\n"
