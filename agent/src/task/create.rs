@@ -71,11 +71,9 @@ fn make(
         .set_own_network(true);
     let mut container = container::create(options)
         .map_err(|error| command_failed("creating the container", error.command_failure(), error))?;
-    if let Some(root) = bundle.spec().root() {
-        disks::hand_over(root.path()).map_err(|error| failed("handing the root's disk over", error))?;
-    }
     let warnings = container.take_warnings();
-    let (init, out_of_memory_kills, joined) = match take_up(service, &mut container, joined) {
+    let taken = hand_over_root(&bundle).and_then(|()| take_up(service, &mut container, joined));
+    let (init, out_of_memory_kills, joined) = match taken {
         Ok(taken) => taken,
         Err(error) => {
             if let Err(left) = container.delete(true) {
@@ -120,6 +118,14 @@ fn make(
         warnings,
         ..CreateResponse::default()
     })
+}
+
+/// Leaves the container its root, where that is a disk of ours until then.
+fn hand_over_root(bundle: &Bundle) -> Result<()> {
+    let Some(root) = bundle.spec().root() else {
+        return Ok(());
+    };
+    disks::hand_over(root.path()).map_err(|error| failed("handing the root's disk over", error))
 }
 
 /// Takes charge of what was created.
