@@ -1,12 +1,11 @@
 //! containerd with its own shim and the runtime under test, in a place of its own.
 
-use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client_namespace::{ClientNamespace, OciRuntime};
+use crate::daemon::{Daemon, PATIENCE};
 use crate::{Finished, Wall, finish};
 
 /// The name under which containerd knows the busybox image.
@@ -62,14 +61,12 @@ const NETWORK: &str = r#"{
     ]
 }"#;
 
-/// How long the daemon may take to start and to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A daemon that knows the busybox image. Its containers must be gone when it goes, and leave nothing.
 #[derive(Debug)]
 pub struct Containerd {
+    // Before its place, which goes after it.
+    _daemon: Daemon,
     namespace: ClientNamespace,
-    daemon: Child,
     runtime: PathBuf,
 }
 
@@ -93,21 +90,15 @@ impl Containerd {
         namespace.folder("cni");
         namespace.file("cni/pods.conflist", &fill(NETWORK));
         let file = namespace.file("config.toml", &fill(CONFIGURATION));
-        let log = fs::File::create(namespace.directory().join("containerd.log")).expect("a log");
-        let daemon = namespace
-            .command("containerd")
-            .arg("--config")
-            .arg(&file)
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("containerd");
-        let mut containerd = Containerd {
+        let log = namespace.directory().join("containerd.log");
+        let mut command = namespace.command("containerd");
+        command.arg("--config").arg(&file);
+        let daemon = Daemon::start("containerd", &mut command, &socket(&namespace), log);
+        let containerd = Containerd {
+            _daemon: daemon,
             namespace,
-            daemon,
             runtime,
         };
-        containerd.wait_until_it_serves();
         let archive = containerd.namespace.directory().join("busybox.tar");
         let pause = crate::busybox_image().cmd(["sleep", "86400"]);
         crate::busybox_layout(IMAGE)
@@ -121,20 +112,6 @@ impl Containerd {
         Some(containerd)
     }
 
-    fn wait_until_it_serves(&mut self) {
-        let socket = self.socket();
-        let begun = Instant::now();
-        while UnixStream::connect(&socket).is_err() {
-            let ended = self.daemon.try_wait().expect("containerd");
-            assert!(
-                ended.is_none() && begun.elapsed() < PATIENCE,
-                "containerd does not serve:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
     /// The place it is in.
     pub fn namespace(&self) -> &ClientNamespace {
         &self.namespace
@@ -142,12 +119,7 @@ impl Containerd {
 
     /// Where it serves.
     pub fn socket(&self) -> PathBuf {
-        self.namespace.directory().join("containerd.sock")
-    }
-
-    /// What the daemon and its shims have written.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.namespace.directory().join("containerd.log")).expect("the log")
+        socket(&self.namespace)
     }
 
     /// `ctr`.
@@ -196,20 +168,6 @@ impl Containerd {
     }
 }
 
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("containerd wrote:\n{}", self.log());
-        }
-        let pid = rustix::process::Pid::from_child(&self.daemon);
-        // nsenter has become the daemon.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let begun = Instant::now();
-        while matches!(self.daemon.try_wait(), Ok(None)) {
-            if begun.elapsed() > PATIENCE {
-                let _ = self.daemon.kill();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
+fn socket(namespace: &ClientNamespace) -> PathBuf {
+    namespace.directory().join("containerd.sock")
 }

@@ -1,12 +1,12 @@
 //! Docker Engine with the runtime under test, in a place of its own.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client_namespace::{ClientNamespace, OciRuntime};
+use crate::daemon::{Daemon, PATIENCE};
 use crate::{Finished, Wall, finish};
 
 /// The name under which Docker knows the busybox image.
@@ -15,15 +15,13 @@ pub const IMAGE: &str = "busybox:latest";
 /// The client of the distribution's package; another in front of it in `PATH` may be of another version.
 const CLIENT: &str = "/usr/bin/docker";
 
-/// How long the daemon may take to start and to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A daemon, which starts a containerd of its own, and knows the busybox image. Its containers are removed when it goes,
 /// and must leave nothing.
 #[derive(Debug)]
 pub struct Docker {
+    // Before its place, which goes after it.
+    _daemon: Daemon,
     namespace: ClientNamespace,
-    daemon: Child,
 }
 
 impl Docker {
@@ -42,11 +40,10 @@ impl Docker {
         ];
         let namespace = ClientNamespace::for_clients(&programs)?;
         let runtime = OciRuntime::under_test(&namespace, wall).wrapper(&namespace);
-        let log = fs::File::create(namespace.directory().join("docker.log")).expect("a log");
         let folder = |name: &str| namespace.folder(name).display().to_string();
         let settings = namespace.file("daemon.json", "{}");
         let mut command = namespace.command("dockerd");
-        let daemon = command
+        command
             // What it is not told it would read from, or write to, the machine's own places.
             .arg("--config-file")
             .arg(settings)
@@ -61,28 +58,14 @@ impl Docker {
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent"])
             .arg(namespace.cgroup())
             // Of an address range of the test's own, so that none of the machine's is asked about.
-            .args(["--bip", "10.198.0.1/24"])
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("dockerd");
-        let mut docker = Docker { namespace, daemon };
-        docker.wait_until_it_serves();
+            .args(["--bip", "10.198.0.1/24"]);
+        let log = namespace.directory().join("docker.log");
+        let docker = Docker {
+            _daemon: Daemon::start("dockerd", &mut command, &socket(&namespace), log),
+            namespace,
+        };
         docker.import_busybox();
         Some(docker)
-    }
-
-    fn wait_until_it_serves(&mut self) {
-        let begun = Instant::now();
-        while UnixStream::connect(socket(&self.namespace)).is_err() {
-            let ended = self.daemon.try_wait().expect("dockerd");
-            assert!(
-                ended.is_none() && begun.elapsed() < PATIENCE,
-                "dockerd does not serve:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// This version does not load OCI layouts, but takes a root file system.
@@ -99,11 +82,6 @@ impl Docker {
     /// The place it is in.
     pub fn namespace(&self) -> &ClientNamespace {
         &self.namespace
-    }
-
-    /// What the daemon, its containerd and their shims have written.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.namespace.directory().join("docker.log")).expect("the log")
     }
 
     /// A verb of the client, to which more arguments can be added.
@@ -173,19 +151,6 @@ impl Drop for Docker {
             if !std::thread::panicking() {
                 removed.expect(0);
             }
-        }
-        if std::thread::panicking() {
-            eprintln!("dockerd wrote:\n{}", self.log());
-        }
-        let pid = rustix::process::Pid::from_child(&self.daemon);
-        // nsenter has become the daemon, which ends its containerd.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let begun = Instant::now();
-        while matches!(self.daemon.try_wait(), Ok(None)) {
-            if begun.elapsed() > PATIENCE {
-                let _ = self.daemon.kill();
-            }
-            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod client_namespace;
 pub mod containerd;
 pub mod cri;
+pub mod daemon;
 pub mod docker;
 pub mod engine_program;
 pub mod initramfs;
@@ -28,6 +29,19 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
+
+/// Each of these functions of a wall is a test behind either.
+#[macro_export]
+macro_rules! behind_both_walls {
+    ($($test:ident),+ $(,)?) => {
+        mod shared_kernel {
+            $(#[test] fn $test() { super::$test($crate::Wall::SharedKernel) })+
+        }
+        mod microvm {
+            $(#[test] fn $test() { super::$test($crate::Wall::MicroVm) })+
+        }
+    };
+}
 
 /// The two walls, as the command line names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

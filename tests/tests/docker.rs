@@ -11,19 +11,7 @@ use std::process::Stdio;
 
 use tests::docker::{Docker, IMAGE};
 use tests::terminal::Terminal;
-use tests::{Wall, finish};
-
-/// Each of these is a test behind either wall.
-macro_rules! behind_both_walls {
-    ($($test:ident),+ $(,)?) => {
-        mod shared_kernel {
-            $(#[test] fn $test() { super::$test(tests::Wall::SharedKernel) })+
-        }
-        mod microvm {
-            $(#[test] fn $test() { super::$test(tests::Wall::MicroVm) })+
-        }
-    };
-}
+use tests::{Wall, behind_both_walls, finish};
 
 behind_both_walls! {
     commands_are_run_and_their_exit_codes_are_dockers,

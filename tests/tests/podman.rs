@@ -11,19 +11,7 @@ use std::process::Stdio;
 
 use tests::podman::{IMAGE, Podman};
 use tests::terminal::Terminal;
-use tests::{Wall, finish};
-
-/// Each of these is a test behind either wall.
-macro_rules! behind_both_walls {
-    ($($test:ident),+ $(,)?) => {
-        mod shared_kernel {
-            $(#[test] fn $test() { super::$test(tests::Wall::SharedKernel) })+
-        }
-        mod microvm {
-            $(#[test] fn $test() { super::$test(tests::Wall::MicroVm) })+
-        }
-    };
-}
+use tests::{Wall, behind_both_walls, finish};
 
 behind_both_walls! {
     a_command_prints_and_its_exit_code_is_podmans,

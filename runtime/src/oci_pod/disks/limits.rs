@@ -11,7 +11,7 @@ use serde_json::Value;
 use vmm::devices::rate_limiter::RateLimit;
 
 use super::DiskError;
-use super::asked::{AskedDisk, number_of};
+use super::asked::{AskedDisk, DeviceNumber, number_of};
 
 /// How fast a disk is at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ pub(super) fn take(config: &mut Value, asked: &mut [AskedDisk]) -> Result<(), Di
 }
 
 /// The number of the block device that a disk is.
-fn device(disk: &AskedDisk) -> Option<(u32, u32)> {
+fn device(disk: &AskedDisk) -> Option<DeviceNumber> {
     disk.number.or_else(|| {
         let status = fs::metadata(&disk.path).ok()?;
         let number = status.rdev();
@@ -96,7 +96,7 @@ mod tests {
     use super::super::asked::Place;
     use super::*;
 
-    fn disk(number: (u32, u32)) -> AskedDisk {
+    fn disk(number: DeviceNumber) -> AskedDisk {
         AskedDisk {
             field: "linux.devices[0]".into(),
             place: Place::Device(0),
