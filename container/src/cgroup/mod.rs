@@ -95,7 +95,34 @@ impl Cgroup {
 
     /// Makes the cgroups, all or none.
     pub(crate) fn make(&self, hierarchies: &Hierarchies) -> Result<(), CgroupError> {
-        self.try_to_make(hierarchies).inspect_err(|_| {
+        self.make_unified(hierarchies)?;
+        self.make_version1(hierarchies)
+    }
+
+    /// Makes the one on the cgroup2 hierarchy, if there is one.
+    pub(crate) fn make_unified(&self, hierarchies: &Hierarchies) -> Result<(), CgroupError> {
+        self.make_those(hierarchies, |hierarchy| *hierarchy == Hierarchy::Unified)
+    }
+
+    /// Makes those on version 1 hierarchies; if that fails, none of any kind is left.
+    pub(crate) fn make_version1(&self, hierarchies: &Hierarchies) -> Result<(), CgroupError> {
+        self.make_those(hierarchies, |hierarchy| *hierarchy != Hierarchy::Unified)
+    }
+
+    /// Whether any is on a version 1 hierarchy.
+    pub(crate) fn has_version1(&self) -> bool {
+        self.members
+            .iter()
+            .any(|member| member.hierarchy != Hierarchy::Unified)
+    }
+
+    fn make_those(
+        &self,
+        hierarchies: &Hierarchies,
+        are_these: impl Fn(&Hierarchy) -> bool,
+    ) -> Result<(), CgroupError> {
+        let these = self.members.iter().filter(|member| are_these(&member.hierarchy));
+        self.try_to_make(hierarchies, these).inspect_err(|_| {
             for folder in self
                 .members
                 .iter()
@@ -108,8 +135,12 @@ impl Cgroup {
         })
     }
 
-    fn try_to_make(&self, hierarchies: &Hierarchies) -> Result<(), CgroupError> {
-        for member in &self.members {
+    fn try_to_make<'a>(
+        &self,
+        hierarchies: &Hierarchies,
+        members: impl Iterator<Item = &'a Member>,
+    ) -> Result<(), CgroupError> {
+        for member in members {
             let mount_point =
                 hierarchies
                     .mount_point(&member.hierarchy)

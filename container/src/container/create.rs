@@ -10,13 +10,14 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::between::fork_by_process_between;
 use super::console::send_terminal;
+use super::create_options::StartedBy;
 use super::maker::{self, Maker};
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio, seccomp_agent};
 use crate::cgroup::{Cgroup, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
-use crate::init::{Init, JoinedNamespaces, can_be_made_outside};
+use crate::init::{CgroupEntrances, Init, JoinedNamespaces, StartSocket, can_be_made_outside};
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
@@ -99,12 +100,14 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         directory: &directory,
         cgroup: &cgroup,
         child: None,
+        starter: None,
         state,
         hooks_began: false,
     };
     let made = creation.make(record, &hierarchies, sources, joined);
     let made = made.map_err(|error| creation.undo(error));
     let id = creation.options.id.clone();
+    let starter = creation.starter;
     drop(lock);
     let (record, terminal, warnings) = made?;
     Ok(Container {
@@ -112,6 +115,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         directory,
         record,
         terminal,
+        starter,
         warnings: [plan.warnings, warnings].concat(),
         configuration: OnceLock::new(),
     })
@@ -126,6 +130,8 @@ struct Creation<'a> {
     has_cgroup: bool,
     root_mount: Option<RootMount>,
     child: Option<OwnedFd>,
+    /// The connection by which we alone start the process.
+    starter: Option<OwnedFd>,
     /// As hooks are told it.
     state: OciState,
     /// From then on poststop hooks are owed.
@@ -155,9 +161,16 @@ impl Creation<'_> {
         // What will exist is written down before it does.
         self.directory.write(&record)?;
         self.directory.write_configuration(self.options.bundle.spec())?;
-        self.cgroup.make(hierarchies)?;
+        self.cgroup.make_unified(hierarchies)?;
         self.has_cgroup = true;
-        self.cgroup.limit(&self.plan.cgroup)?;
+        // The many of version 1 are made while the process makes its namespaces. One that devices are moved to has to be
+        // there before.
+        let meanwhile = self.cgroup.has_version1()
+            && self.plan.namespaces.may_be_made_inside()
+            && self.plan.net_devices.is_empty();
+        if !meanwhile {
+            self.make_and_limit_cgroups(hierarchies)?;
+        }
         let network = joined
             .network()
             .map(|network| rustix::io::fcntl_dupfd_cloexec(network, 3));
@@ -165,7 +178,13 @@ impl Creation<'_> {
         let made = made
             .transpose()
             .map_err(CreateError::step("share memory with the container's process"))?;
-        let (mut pid, channel) = self.fork(sources, joined, made.as_ref())?;
+        let (mut pid, channel) = self.fork(sources, joined, made.as_ref(), meanwhile)?;
+        if meanwhile {
+            self.make_and_limit_cgroups(hierarchies)?;
+            channel
+                .let_go_on_if_there()
+                .map_err(CreateError::step(LET_GO_ON))?;
+        }
         if self.plan.namespaces.creates(Namespace::User) {
             map_users(pid, &self.plan.namespaces)?;
             channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
@@ -198,16 +217,37 @@ impl Creation<'_> {
         Ok((record, terminal, warnings))
     }
 
-    /// Makes the container's process.
+    fn make_and_limit_cgroups(&self, hierarchies: &Hierarchies) -> Result<(), CreateError> {
+        self.cgroup.make_version1(hierarchies)?;
+        self.cgroup.limit(&self.plan.cgroup)?;
+        Ok(())
+    }
+
+    /// Makes the container's process, before its version 1 cgroups if those are made `meanwhile`.
     fn fork(
         &mut self,
         sources: Sources,
         joined: JoinedNamespaces,
         made: Option<&PidSlot>,
+        meanwhile: bool,
     ) -> Result<(i32, CallerChannel), CreateError> {
         let unified = self.cgroup.open_unified()?;
-        let cgroup_entrances = self.cgroup.open_entrances()?;
-        let start = self.directory.listen_for_start()?;
+        let cgroup_entrances = if meanwhile {
+            CgroupEntrances::BeingMade
+        } else {
+            CgroupEntrances::Open(self.cgroup.open_entrances()?)
+        };
+        let start = match self.options.start {
+            StartedBy::Anyone => StartSocket::Listening(self.directory.listen_for_start()?),
+            StartedBy::Creator => {
+                let pair = process::channel::socket_pair();
+                let (ours, its) = pair.map_err(CreateError::step(
+                    "make a socket to start the container's process",
+                ))?;
+                self.starter = Some(ours);
+                StartSocket::Connected(its)
+            }
+        };
         let (caller_channel, init_channel) =
             channel().map_err(CreateError::step("make a socket to the container's process"))?;
         // A hook may take as long as its own timeout lets it.
@@ -230,10 +270,11 @@ impl Creation<'_> {
             preserved: self.options.preserved.clone(),
             keyring: self.options.keyring,
             made,
-            not_ours: [
-                self.directory.as_fd().as_raw_fd(),
-                caller_channel.as_fd().as_raw_fd(),
-            ],
+            not_ours: [self.directory.as_fd(), caller_channel.as_fd()]
+                .into_iter()
+                .chain(self.starter.as_ref().map(AsFd::as_fd))
+                .map(|descriptor| descriptor.as_raw_fd())
+                .collect(),
         };
         let unified = unified.as_ref().map(AsFd::as_fd);
         if self.plan.namespaces.needs_process_between() {
@@ -257,7 +298,10 @@ impl Creation<'_> {
             .filter(|_| made.is_none())
             .map(|namespace| PidNamespaceOfChildren::set(namespace.as_fd()))
             .transpose()?;
-        let flags = self.plan.namespaces.clone_flags();
+        let mut flags = self.plan.namespaces.clone_flags();
+        if meanwhile {
+            flags &= Namespace::Pid as u64;
+        }
         // SAFETY: this process has one thread, as was checked, and the child only ever runs `Init::run`, which does
         // not come back.
         let forked = unsafe { clone3(flags, unified) }

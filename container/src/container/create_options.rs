@@ -52,6 +52,16 @@ pub struct CreateOptions<'a> {
     pub(super) preserved: Vec<RawFd>,
     pub(super) keyring: Keyring,
     pub(super) sets_own_network: bool,
+    pub(super) start: StartedBy,
+}
+
+/// Who may start a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StartedBy {
+    /// Whoever finds its state.
+    Anyone,
+    /// Its creator alone, by the [`Container`](crate::Container) it was given.
+    Creator,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -67,6 +77,7 @@ impl<'a> CreateOptions<'a> {
             preserved: Vec::new(),
             keyring: Keyring::New,
             sets_own_network: false,
+            start: StartedBy::Anyone,
         }
     }
 
@@ -98,6 +109,14 @@ impl<'a> CreateOptions<'a> {
     /// containers alone; by default that is refused.
     pub fn set_own_network(mut self, set: bool) -> CreateOptions<'a> {
         self.sets_own_network = set;
+        self
+    }
+
+    /// Lets nobody but the caller [`start`](crate::Container::start) the container, by what `create` returns; should the
+    /// caller die before, its process ends. To others the container is running from its creation on. By default anyone
+    /// may start it who finds its state.
+    pub fn started_by_creator(mut self) -> CreateOptions<'a> {
+        self.start = StartedBy::Creator;
         self
     }
 

@@ -24,6 +24,7 @@ pub fn delete_damaged(state_root: &Path, id: &ContainerId) -> Result<Vec<String>
         directory: StateDirectory::open(state_root, id)?,
         record: Record::default(),
         terminal: None,
+        starter: None,
         warnings: Vec::new(),
         configuration: OnceLock::new(),
     };

@@ -56,6 +56,8 @@ pub struct Container {
     directory: StateDirectory,
     record: Record,
     terminal: Option<OwnedFd>,
+    /// The connection to the process, if it waits to be started by us alone.
+    starter: Option<OwnedFd>,
     warnings: Vec<String>,
     /// As it was at creation, once it was read: it does not change.
     configuration: OnceLock<Spec>,
@@ -72,6 +74,7 @@ impl Container {
             directory,
             record,
             terminal: None,
+            starter: None,
             warnings: Vec::new(),
             configuration: OnceLock::new(),
         })

@@ -82,7 +82,11 @@ impl Container {
                 status: Status::Paused,
             });
         }
-        let Some(socket) = self.directory.connect_to_start()? else {
+        let unreachable = |errno: Errno| StartError::Unreachable {
+            id: self.id.to_string(),
+            source: errno.into(),
+        };
+        let Some(socket) = self.say_go()? else {
             // Also where a starter died right after its work: what it did not remove would tell of a container that
             // still waits.
             self.directory.forget_start()?;
@@ -91,11 +95,6 @@ impl Container {
                 status: self.status()?,
             });
         };
-        let unreachable = |errno: Errno| StartError::Unreachable {
-            id: self.id.to_string(),
-            source: errno.into(),
-        };
-        send(&socket, &[1], SendFlags::NOSIGNAL).map_err(unreachable)?;
         let mut report = receive(&socket).map_err(unreachable)?;
         if let Some(Report::Listener { number }) = report {
             if let Err(error) = self.hand_listener_over(number) {
@@ -126,6 +125,27 @@ impl Container {
             Some(Report::Ready { .. } | Report::AwaitsHooks | Report::Listener { .. }) => {
                 Err(unreachable(Errno::BADMSG))
             }
+        }
+    }
+
+    /// Tells the process that waits to be started; none when it does not. It answers by the connection that is returned.
+    fn say_go(&self) -> Result<Option<OwnedFd>, StartError> {
+        let unreachable = |source| StartError::Unreachable {
+            id: self.id.to_string(),
+            source,
+        };
+        let socket = match &self.starter {
+            Some(starter) => starter.try_clone().map_err(unreachable)?,
+            None => match self.directory.connect_to_start()? {
+                Some(socket) => socket,
+                None => return Ok(None),
+            },
+        };
+        match send(&socket, &[1], SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(Some(socket)),
+            // It was started, or it died.
+            Err(Errno::PIPE) if self.starter.is_some() => Ok(None),
+            Err(errno) => Err(unreachable(errno.into())),
         }
     }
 

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 pub(crate) use namespaces::JoinedNamespaces;
 pub use namespaces::{NamespaceError, check_network_namespace};
 pub(crate) use outside::can_be_made_outside;
+pub(crate) use start::StartSocket;
 
 use crate::cgroup::Cgroup;
 use crate::hook::{self, DefaultEnvironment};
@@ -39,23 +40,30 @@ pub(crate) struct Init<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) cgroup: &'a Cgroup,
     pub(crate) sources: Sources,
-    /// Version 1 cgroups are entered by writing to these.
-    pub(crate) cgroup_entrances: Vec<OwnedFd>,
+    pub(crate) cgroup_entrances: CgroupEntrances,
     pub(crate) joined: JoinedNamespaces<'a>,
     /// Standard input, output and error; none leaves the caller's.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) channel: InitChannel,
     /// The container's state, as its hooks are told it.
     pub(crate) state: OciState,
-    /// Where to wait for being started.
-    pub(crate) start: OwnedFd,
+    pub(crate) start: StartSocket,
     /// Descriptors that the program keeps.
     pub(crate) preserved: Vec<RawFd>,
     pub(crate) keyring: Keyring,
     /// Where the caller finds the pid of the container's process, if another one makes it.
     pub(crate) made: Option<&'a PidSlot>,
     /// What belongs to the caller alone.
-    pub(crate) not_ours: [RawFd; 2],
+    pub(crate) not_ours: Vec<RawFd>,
+}
+
+/// How the process gets into its version 1 cgroups, which is by writing to a file of each.
+pub(crate) enum CgroupEntrances {
+    /// These, opened by the caller.
+    Open(Vec<OwnedFd>),
+    /// Those that will be there when the caller says so. Meanwhile the process makes its own namespaces, which takes as
+    /// long.
+    BeingMade,
 }
 
 impl Init<'_> {
@@ -126,7 +134,16 @@ impl Init<'_> {
         if !self.joined.is_empty() {
             process::hide_memory()?;
         }
-        process::enter_cgroups(&self.cgroup_entrances)?;
+        match &self.cgroup_entrances {
+            CgroupEntrances::Open(entrances) => process::enter_cgroups(entrances)?,
+            CgroupEntrances::BeingMade => {
+                namespaces::make_meanwhile(&self.plan.namespaces)?;
+                self.channel
+                    .wait_for_caller()
+                    .map_err(SetUpError::step("wait for the cgroups"))?;
+                process::enter_cgroups(&self.cgroup.open_entrances()?)?;
+            }
+        }
         if let Some(score) = self.plan.process.oom_score_adjustment {
             process::set_oom_score_adjustment(score)?;
         }
@@ -135,10 +152,10 @@ impl Init<'_> {
 
     /// Returns the standard streams and the working folder.
     fn set_up(&self) -> Result<(Streams<'_>, OwnedFd), SetUpError> {
-        for descriptor in self.not_ours {
+        for descriptor in &self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's lock and its
-            // end of the channel alive beyond the caller's death.
-            unsafe { rustix::io::close(descriptor) };
+            // ends of connections to this process alive beyond the caller's death.
+            unsafe { rustix::io::close(*descriptor) };
         }
         process::close_with_the_execution_all_but(&self.preserved)?;
         reset_for_exec();

@@ -20,6 +20,10 @@ struct Order(Vec<String>);
 impl Order {
     /// That of a container with all that matters here and these changes to its configuration, by JSON pointers.
     fn of(changes: &[(&str, Value)]) -> Order {
+        Order::with(changes, CgroupEntrances::Open(Vec::new()))
+    }
+
+    fn with(changes: &[(&str, Value)], entrances: CgroupEntrances) -> Order {
         let folder = tempfile::tempdir().unwrap();
         for path in ["rootfs/proc", "rootfs/sys/firmware", "rootfs/etc", "rootfs/work"] {
             std::fs::create_dir_all(folder.path().join(path)).unwrap();
@@ -31,7 +35,7 @@ impl Order {
         }
         let bundle = Bundle::new(folder.path().to_owned(), serde_json::from_value(config).unwrap());
         let plan = Plan::new(&bundle, &"order".parse().unwrap()).unwrap();
-        let record = recorded(|| run(&plan, folder.path()));
+        let record = recorded(|| run(&plan, folder.path(), entrances));
         Order(record)
     }
 
@@ -111,7 +115,7 @@ fn config() -> Value {
 }
 
 /// As `create` prepares it in the caller and `Init::run` goes on in its child, up to the execution that fails.
-fn run(plan: &Plan, folder: &Path) {
+fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances) {
     let listener = UnixListener::bind(folder.join("start")).unwrap();
     let starter = std::thread::spawn({
         let path = folder.join("start");
@@ -130,11 +134,14 @@ fn run(plan: &Plan, folder: &Path) {
     };
     let cgroup = Cgroup::locate(&Hierarchies::at(Vec::new()), Path::new("/order")).unwrap();
     let (caller, own) = channel().unwrap();
+    if let CgroupEntrances::BeingMade = cgroup_entrances {
+        caller.let_go_on().unwrap();
+    }
     let init = Init {
         plan,
         cgroup: &cgroup,
         sources: Sources::open(plan).unwrap(),
-        cgroup_entrances: Vec::new(),
+        cgroup_entrances,
         joined: JoinedNamespaces::open(&plan.namespaces).unwrap(),
         stdio: None,
         channel: own,
@@ -146,11 +153,11 @@ fn run(plan: &Plan, folder: &Path) {
             bundle: folder.to_owned(),
             annotations: Default::default(),
         },
-        start: listener.into(),
+        start: StartSocket::Listening(listener.into()),
         preserved: Vec::new(),
         keyring: Keyring::New,
         made: None,
-        not_ours: [spare(), spare()],
+        not_ours: vec![spare(), spare()],
     };
     let code = init.set_up_and_become();
     let heard = caller.receive().unwrap().map(|(report, _)| report);
@@ -294,6 +301,14 @@ fn names_are_set_before_the_root_is_made_and_the_cgroup_namespace_is_made_first(
         "sethostname",
         "mount_change",
     ]);
+}
+
+#[test]
+fn while_the_cgroups_are_made_nothing_is_changed_but_the_processs_own_namespaces() {
+    let order = Order::with(&[], CgroupEntrances::BeingMade);
+    let own = "unshare NEWNET|NEWNS|NEWUTS";
+    order.is(&["close_range CLOEXEC", "sigprocmask", own, "unshare NEWCGROUP"]);
+    assert_eq!(order.first(own) + 1, order.first("unshare NEWCGROUP"));
 }
 
 #[test]

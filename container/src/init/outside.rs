@@ -45,7 +45,7 @@ impl Init<'_> {
         }
         let own = self.channel.as_fd();
         let mut kept = process::preserved_and(&self.preserved, own.as_raw_fd());
-        kept.push(self.start.as_raw_fd());
+        kept.push(self.start.as_fd().as_raw_fd());
         // SAFETY: the two sockets alone are used from here on, this process is a copy of the caller's one thread, and
         // neither it nor the child comes back.
         match unsafe { outside.make_process(&mut kept, made) }? {

@@ -11,6 +11,22 @@ use crate::process::channel::Report;
 use crate::process::{self, Ready, SETUP_FAILED, close_everything_but};
 use crate::state::Status;
 
+/// Where the process waits to be started.
+pub(crate) enum StartSocket {
+    /// For anyone who connects.
+    Listening(OwnedFd),
+    /// For the one at the other end.
+    Connected(OwnedFd),
+}
+
+impl AsFd for StartSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            StartSocket::Listening(socket) | StartSocket::Connected(socket) => socket.as_fd(),
+        }
+    }
+}
+
 impl Init<'_> {
     /// Reports, waits for a starter, and becomes the program. Returns the exit code if it cannot.
     pub(super) fn report_wait_and_become(&self, ready: &Ready<'_>) -> i32 {
@@ -19,7 +35,7 @@ impl Init<'_> {
         }
         // The wait can be long, and the caller's descriptors are the caller's: a pipe must end when the caller closes
         // it.
-        let mut kept = process::preserved_and(&self.preserved, self.start.as_raw_fd());
+        let mut kept = process::preserved_and(&self.preserved, self.start.as_fd().as_raw_fd());
         // SAFETY: the start socket alone is used from here on, and everything here ends in execve or _exit.
         if unsafe { close_everything_but(&mut kept) }.is_err() {
             return SETUP_FAILED;
@@ -52,16 +68,25 @@ impl Init<'_> {
     }
 }
 
-/// Waits until somebody connects and says go. One who dies before that does not start the container.
-fn wait_for_starter(start: &OwnedFd) -> Result<OwnedFd, Errno> {
+/// Waits until somebody says go. One of many who dies before that does not start the container.
+fn wait_for_starter(start: &StartSocket) -> Result<OwnedFd, Errno> {
+    let says_go = |starter: &OwnedFd| matches!(recv(starter, &mut [0], RecvFlags::empty()), Ok((1, _)));
+    let listener = match start {
+        StartSocket::Connected(starter) if says_go(starter) => {
+            return rustix::io::fcntl_dupfd_cloexec(starter, 3);
+        }
+        StartSocket::Connected(_) => return Err(Errno::PIPE),
+        StartSocket::Listening(listener) => listener,
+    };
     loop {
-        let starter = match accept_with(start, SocketFlags::CLOEXEC) {
-            Err(Errno::INTR | Errno::CONNABORTED) => continue,
-            result => result?,
-        };
-        let mut go = [0];
-        if let Ok((1, _)) = recv(&starter, &mut go, RecvFlags::empty()) {
-            return Ok(starter);
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            result => {
+                let starter = result?;
+                if says_go(&starter) {
+                    return Ok(starter);
+                }
+            }
         }
     }
 }

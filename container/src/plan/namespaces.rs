@@ -200,6 +200,12 @@ impl NamespacePlan {
         self.created & !(Namespace::Cgroup as u64 | Namespace::Time as u64)
     }
 
+    /// Whether the container's process may make all but its pid namespace by itself, once it is there: the caller's
+    /// privileges are its own until it gives them away, and nobody who is there already sees it.
+    pub(crate) fn may_be_made_inside(&self) -> bool {
+        !self.isolates(Namespace::User) && !self.joins(Namespace::Pid)
+    }
+
     fn id_mappings(
         &self,
         field: &str,

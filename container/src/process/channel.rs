@@ -42,13 +42,14 @@ pub(crate) struct InitChannel(OwnedFd);
 pub(crate) struct CallerChannel(OwnedFd);
 
 pub(crate) fn channel() -> Result<(CallerChannel, InitChannel), Errno> {
-    let (caller, init) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (caller, init) = socket_pair()?;
     Ok((CallerChannel(caller), InitChannel(init)))
+}
+
+/// A connection that keeps packets apart, and its end at the execution.
+pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let domain = AddressFamily::UNIX;
+    socketpair(domain, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
 impl InitChannel {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use super::CommandFailure;
 use super::channel::Report;
 use super::command::CommandError;
+use crate::cgroup::CgroupError;
 use crate::hook::HookError;
 use crate::rootfs::RootfsError;
 
@@ -21,6 +22,8 @@ pub(crate) enum SetUpError {
         doing: String,
         source: io::Error,
     },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     #[error(transparent)]

@@ -86,7 +86,13 @@ fn hooks_run_in_their_order_with_the_state_of_their_moment() {
         let line = text.lines().find(|line| line.starts_with(kind)).unwrap();
         let state: Value = serde_json::from_str(line.split_once(' ').unwrap().1).unwrap();
         assert_eq!(state["status"], status, "{kind}");
-        assert_eq!(state["pid"].as_i64().map(|pid| pid as i32), pid, "{kind}");
+        let told = state["pid"].as_i64().map(|pid| pid as i32);
+        if ["prestart", "createRuntime"].contains(&kind) && Wall::chosen() == Wall::MicroVm {
+            // Before there is a machine, it is a thread's that has the new network namespace.
+            assert!(told.is_some_and(|told| Some(told) != pid), "{kind}");
+        } else {
+            assert_eq!(told, pid, "{kind}");
+        }
         assert_eq!(state["id"], bundle.id.to_string(), "{kind}");
         // A machine is not told where the host has its bundles.
         if kind == "startContainer" && Wall::chosen() == Wall::MicroVm {

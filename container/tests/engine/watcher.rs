@@ -98,9 +98,12 @@ fn look_into(pid: u32, allowed: u64) {
                 continue;
             };
             let target = target.display().to_string();
-            let is_stream = ["/stdout", "/stderr", "/dev/null"]
-                .iter()
-                .any(|end| target.ends_with(end));
+            let is_standard = ["0", "1", "2"].iter().any(|number| entry.file_name() == *number);
+            // In a machine the streams are pipes to the agent.
+            let is_stream = is_standard && target.starts_with("pipe:")
+                || ["/stdout", "/stderr", "/dev/null"]
+                    .iter()
+                    .any(|end| target.ends_with(end));
             if !is_stream && !target.starts_with("socket:") {
                 say(&format!("a descriptor led to {target}"));
             }

@@ -42,10 +42,24 @@ pub(super) struct Creation {
     no_pivot: bool,
 }
 
+/// How far a command goes with the container it creates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Others start it.
+    Created,
+    /// It starts it.
+    Started,
+    /// It starts it, shows the terminal of one that has no console socket to send it to, and waits.
+    Ended,
+}
+
 impl CreateArguments {
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
         match self.creation.load(global)? {
-            (bundle, Isolation::SharedKernel) => self.creation.create(bundle, global, log, false).map(|_| ()),
+            (bundle, Isolation::SharedKernel) => {
+                let container = self.creation.create(bundle, global, log, Until::Created);
+                container.map(|_| ())
+            }
             (bundle, Isolation::MicroVm) => guest::create(&self.creation, &bundle, global, log),
         }
     }
@@ -64,30 +78,33 @@ impl Creation {
         Ok((bundle, wall))
     }
 
-    /// Creates the container on this kernel. With `shows_terminal` this command itself shows the terminal of one that has
-    /// a terminal and no console socket to send it to.
+    /// Creates the container on this kernel.
     pub(super) fn create(
         &self,
         mut bundle: Bundle,
         global: &GlobalOptions,
         log: &Log,
-        shows_terminal: bool,
+        until: Until,
     ) -> Result<Container, OciError> {
         let preserved = descriptors::preserved(self.preserve_fds);
         let mut stdio = Stdio::Inherit;
         if let Some(process) = bundle.process_mut() {
             descriptors::tell_listeners(process);
-            if shows_terminal && process.terminal() == Some(true) && self.console_socket.is_none() {
+            let has_terminal = process.terminal() == Some(true) && self.console_socket.is_none();
+            if has_terminal && until == Until::Ended {
                 take_our_size(process);
                 stdio = Stdio::Terminal;
             }
         }
-        let options = CreateOptions::new(&global.root, &self.id, &bundle)
+        let mut options = CreateOptions::new(&global.root, &self.id, &bundle)
             .stdio(stdio)
             .pid_file(self.pid_file.as_deref())
             .console_socket(self.console_socket.as_deref())
             .preserved_descriptors(preserved)
             .share_keyring(self.no_new_keyring);
+        if until != Until::Created {
+            options = options.started_by_creator();
+        }
         let mut container = container::create(options)?;
         for warning in container.take_warnings() {
             log.warning(&warning);

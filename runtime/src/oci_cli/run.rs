@@ -2,7 +2,7 @@
 
 use container::Container;
 
-use super::create::Creation;
+use super::create::{Creation, Until};
 use super::foreground::Foreground;
 use super::log::{Log, chain};
 use super::{GlobalOptions, OciError, guest};
@@ -30,12 +30,12 @@ impl RunArguments {
         if wall == Isolation::MicroVm {
             return guest::run_container(self, &bundle, global, log);
         }
-        let foreground = if self.detach {
-            None
+        let (foreground, until) = if self.detach {
+            (None, Until::Started)
         } else {
-            Some(Foreground::begin()?)
+            (Some(Foreground::begin()?), Until::Ended)
         };
-        let mut container = self.creation.create(bundle, global, log, !self.detach)?;
+        let mut container = self.creation.create(bundle, global, log, until)?;
         let ran = self.start_and_wait(&mut container, foreground);
         if ran.is_ok() && (self.detach || self.keep) {
             return ran;

@@ -193,14 +193,8 @@ pub(crate) unsafe fn close_all_but_stdio_and(kept: &mut [RawFd]) -> Result<(), E
 /// As that of the call.
 pub(crate) unsafe fn unshare_unsafe(flags: UnshareFlags) -> Result<(), Errno> {
     if is_recorded(|| {
-        format!(
-            "unshare {}",
-            if flags == UnshareFlags::NEWCGROUP {
-                "NEWCGROUP"
-            } else {
-                ""
-            }
-        )
+        let names: Vec<&str> = flags.iter_names().map(|(name, _)| name).collect();
+        format!("unshare {}", names.join("|"))
     }) {
         return Ok(());
     }
