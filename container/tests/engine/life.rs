@@ -1,12 +1,15 @@
 //! Create, start, state, kill, delete, in every order.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 
 use container::{
-    CreateError, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio, delete_damaged,
+    CreateError, CreateOptions, DeleteError, KillError, Signal, StartError, StateError, Status, Stdio,
+    delete_damaged,
 };
+
+use rustix::process::{WaitId, WaitIdOptions};
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
 use crate::wall::{Container, Refusal, Wall};
@@ -21,6 +24,8 @@ crate::tests!(
     deleting_twice_is_deleting_once,
     an_id_in_use_is_refused_and_its_container_lives_on,
     a_starter_that_dies_before_its_word_starts_nothing,
+    what_its_creator_starts_nobody_else_does,
+    what_its_creator_starts_ends_with_it_before,
     what_a_dead_creator_left_can_be_deleted,
     a_folder_without_a_record_can_be_deleted,
     a_damaged_record_is_deleted_by_force_with_what_it_tells,
@@ -201,6 +206,34 @@ fn a_starter_that_dies_before_its_word_starts_nothing() {
     container.start().unwrap();
     assert_eq!(wait(&container), 4);
     container.delete(false).unwrap();
+}
+
+fn what_its_creator_starts_nobody_else_does() {
+    let bundle = TestBundle::shell("exit 3");
+    let (states, loaded) = (bundle.states(), bundle.bundle());
+    let options = CreateOptions::new(&states, &bundle.id, &loaded).started_by_creator();
+    let mut container = Container::from(container::create(options).unwrap());
+    let others = Container::load(&bundle).unwrap();
+    assert!(is_not_created(&others.start().unwrap_err(), Status::Running));
+    container.start().unwrap();
+    assert_eq!(wait(&container), 3);
+    assert!(is_not_created(&container.start().unwrap_err(), Status::Stopped));
+    container.delete(false).unwrap();
+}
+
+fn what_its_creator_starts_ends_with_it_before() {
+    let bundle = TestBundle::shell("exit 3");
+    let (states, loaded) = (bundle.states(), bundle.bundle());
+    let options = CreateOptions::new(&states, &bundle.id, &loaded).started_by_creator();
+    let container = container::create(options).unwrap();
+    let process = container.pidfd().unwrap().unwrap();
+    // As its death does.
+    drop(container);
+    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+    assert!(ended.unwrap().unwrap().exited());
+    let mut left = Container::load(&bundle).unwrap();
+    assert_eq!(left.status().unwrap(), Status::Stopped);
+    left.delete(false).unwrap();
 }
 
 fn what_a_dead_creator_left_can_be_deleted() {
