@@ -26,4 +26,4 @@ mod generated {
 pub use generated::{sandbox, sandbox_ttrpc, task, task_ttrpc};
 
 /// The version both sides must share; raised whenever an old side would misunderstand a new one.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;

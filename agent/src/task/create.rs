@@ -6,6 +6,7 @@ use std::path::Path;
 use container::{Bundle, Container, ContainerId, CreateOptions, Signal};
 use protocol::task::{CreateRequest, CreateResponse};
 use rustix::process::Pid;
+use serde_json::Value;
 use tokio::sync::watch;
 use ttrpc::{Code, Result};
 
@@ -34,18 +35,32 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
             format!("a container named {id} exists already"),
         ));
     }
+    let config = match request.shared_memory.as_str() {
+        "" => request.config,
+        name => share_memory(service, name, &id, &request.config)?,
+    };
     let bundle = Path::new(BUNDLES).join(id.as_str());
-    fs::create_dir_all(&bundle)
-        .and_then(|()| fs::write(bundle.join("config.json"), &request.config))
-        .map_err(|error| failed("writing the bundle", error))?;
-    match make(service, &id, &bundle, streams) {
-        Ok(created) => Ok(created),
-        Err(error) => {
-            // The engine has undone what it did; the bundle is ours. A failure here must not hide the first one.
-            let _ = fs::remove_dir_all(&bundle);
-            Err(error)
-        }
+    let made = fs::create_dir_all(&bundle)
+        .and_then(|()| fs::write(bundle.join("config.json"), config))
+        .map_err(|error| failed("writing the bundle", error))
+        .and_then(|()| make(service, &id, &bundle, streams));
+    if made.is_err() {
+        // The engine has undone what it did; the rest is ours. A failure here must not hide the first one.
+        let _ = fs::remove_dir_all(&bundle);
+        let _ = service.shared_memories().leave(id.as_str());
     }
+    made
+}
+
+/// The configuration with the memory of this name, which other containers may have too.
+fn share_memory(service: &TaskService, name: &str, id: &ContainerId, config: &[u8]) -> Result<Vec<u8>> {
+    let mut config: Value =
+        serde_json::from_slice(config).map_err(|error| failed("reading the configuration", error))?;
+    service
+        .shared_memories()
+        .join(name, id.as_str(), &mut config)
+        .map_err(|error| failed("sharing memory", error))?;
+    serde_json::to_vec(&config).map_err(|error| failed("writing the configuration", error))
 }
 
 /// Everything from here on happens without the event loop, which alone reaps: the exit cannot be missed.

@@ -61,6 +61,10 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
             .map_err(|error| failed("deleting the container", error))
     })?;
     service.containers().remove(id);
+    service
+        .shared_memories()
+        .leave(id)
+        .map_err(|error| failed("letting go of shared memory", error))?;
     let bundle = Path::new(BUNDLES).join(id);
     if let Some(folder) = shared_folder(&bundle) {
         tokio::spawn(forget(folder));

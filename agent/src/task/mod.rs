@@ -11,6 +11,7 @@ mod pids;
 mod process;
 mod resize_pty;
 mod resume;
+mod shared_memory;
 mod start;
 mod state;
 mod stats;
@@ -43,6 +44,7 @@ use ttrpc::{Code, Result, get_status};
 use self::exec::KeptExec;
 use self::out_of_memory::OutOfMemoryKills;
 use self::process::{EndReceiver, KeptProcess};
+use self::shared_memory::SharedMemories;
 use crate::exit_status::ExitStatuses;
 use crate::streams::Streams;
 
@@ -66,6 +68,7 @@ pub(crate) fn make_folders() -> io::Result<()> {
 #[derive(Clone)]
 pub(crate) struct TaskService {
     containers: Arc<Mutex<HashMap<String, KeptContainer>>>,
+    shared_memories: Arc<Mutex<SharedMemories>>,
     exits: ExitStatuses,
     streams: Streams,
 }
@@ -103,6 +106,7 @@ impl TaskService {
     pub(crate) fn new(exits: ExitStatuses, streams: Streams) -> Self {
         Self {
             containers: Arc::default(),
+            shared_memories: Arc::default(),
             exits,
             streams,
         }
@@ -135,6 +139,13 @@ impl TaskService {
     /// The containers, for a moment: the guard must not live over an await.
     fn containers(&self) -> MutexGuard<'_, HashMap<String, KeptContainer>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory that containers share, for a moment.
+    fn shared_memories(&self) -> MutexGuard<'_, SharedMemories> {
+        self.shared_memories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something with the container of that id.

@@ -68,6 +68,8 @@ pub struct NewContainer<'a> {
     pub guest_root: Option<&'a str>,
     /// The name of its folder in what the guest sees of the host, which no container had before it.
     pub shared_folder: &'a str,
+    /// The name of the memory it has at `/dev/shm` together with other containers of the machine; empty for none.
+    pub shared_memory: &'a str,
 }
 
 /// A process that the agent has made.
@@ -124,6 +126,7 @@ impl MicroVm {
             stdout: streams.stdout,
             stderr: streams.stderr,
             leash: self.lay_leash(name, leash).await?,
+            shared_memory: new.shared_memory.to_owned(),
             ..CreateRequest::default()
         };
         let action = format!("creating container {}", new.id);

@@ -2,7 +2,7 @@
 //! they are shared (`micro_vm::shared_directory`).
 
 use std::fs;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use container::{ContainerId, NamespaceError, check_network_namespace};
@@ -91,7 +91,8 @@ pub enum GuestConfigurationError {
 }
 
 /// Changes what the guest is to have otherwise than the host, and refuses what it cannot have. `root` is where the
-/// containers that it may join are written down, those of `sandbox`; relative paths are of `bundle`.
+/// containers that it may join are written down, those of `sandbox`; relative paths are of `bundle`. Gives the name of the
+/// memory that the container is to have at `/dev/shm` with all others that are given it.
 ///
 /// # Errors
 /// With the field that means nothing in a guest.
@@ -100,21 +101,22 @@ pub fn fit_for_guest(
     bundle: &Path,
     root: &Path,
     sandbox: &ContainerId,
-) -> Result<(), GuestConfigurationError> {
+) -> Result<Option<String>, GuestConfigurationError> {
     join_namespaces(config, root, sandbox)?;
     leave_hooks_to_the_host(config)?;
     if config.pointer("/linux/seccomp/listenerPath").is_some_and(is_said) {
         return Err(GuestConfigurationError::SeccompListener);
     }
     let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
+    let mut shared_memory = None;
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
-        fit_mount(index, mount, bundle)?;
+        fit_mount(index, mount, bundle, &mut shared_memory)?;
     }
     // It says where the machine is on the host. In the guest each further parent would be a cgroup to make.
     if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
         linux.remove("cgroupsPath");
     }
-    Ok(())
+    Ok(shared_memory)
 }
 
 fn is_said(value: &Value) -> bool {
@@ -185,7 +187,12 @@ fn leave_hooks_to_the_host(config: &mut Value) -> Result<(), GuestConfigurationE
     Ok(())
 }
 
-fn fit_mount(index: usize, mount: &mut Value, bundle: &Path) -> Result<(), GuestConfigurationError> {
+fn fit_mount(
+    index: usize,
+    mount: &mut Value,
+    bundle: &Path,
+    shared_memory: &mut Option<String>,
+) -> Result<(), GuestConfigurationError> {
     let text = |name: &str| mount.get(name).and_then(Value::as_str);
     if text("type") == Some("overlay") && !is_bind(mount) {
         return Err(GuestConfigurationError::Overlay { index });
@@ -208,11 +215,13 @@ fn fit_mount(index: usize, mount: &mut Value, bundle: &Path) -> Result<(), Guest
         });
     }
     if text("destination") == Some(SHARED_MEMORY)
-        && let Ok(file_system) = statfs(&source)
+        && let (Ok(file_system), Ok(folder)) = (statfs(&source), fs::metadata(&source))
         && file_system.f_type == TMPFS
         && let Some(mount) = mount.as_object_mut()
     {
-        // Shared memory is memory: the guest's, where a page that two processes map is one page.
+        // Shared memory is memory: the guest's, where a page that two processes map is one page. Containers that have the
+        // same folder on the host have the same memory there.
+        *shared_memory = Some(format!("{:x}-{:x}", folder.dev(), folder.ino()));
         let bytes = file_system
             .f_blocks
             .saturating_mul(u64::try_from(file_system.f_bsize).unwrap_or(0));
@@ -234,8 +243,7 @@ mod tests {
 
     fn fitted(mut config: Value) -> Result<Value, GuestConfigurationError> {
         let sandbox = "pod".parse().unwrap();
-        fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"), &sandbox)?;
-        Ok(config)
+        fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"), &sandbox).map(|_| config)
     }
 
     fn with_namespaces(namespaces: Value) -> Value {
@@ -337,7 +345,13 @@ mod tests {
         let mut config = with_namespaces(json!([{"type": "network"}]));
         // A tmpfs on every host that runs programs.
         config["mounts"] = json!([{"type": "bind", "destination": "/dev/shm", "source": "/dev/shm"}]);
-        let fit = fitted(config).unwrap();
+        let sandbox = "pod".parse().unwrap();
+        let mut fit = config.clone();
+        let name = fit_for_guest(&mut fit, Path::new("/"), Path::new("/"), &sandbox).unwrap();
+        // The same folder is the same memory, by whatever path.
+        config["mounts"][0]["source"] = json!("dev/shm/.");
+        let again = fit_for_guest(&mut config, Path::new("/"), Path::new("/"), &sandbox);
+        assert!(name.is_some() && name == again.unwrap());
         assert_eq!(fit.pointer("/mounts/0/type").unwrap(), "tmpfs");
         let options = fit.pointer("/mounts/0/options").unwrap().to_string();
         assert!(

@@ -218,6 +218,7 @@ impl Attending {
                     config: &config,
                     guest_root: root.as_deref(),
                     shared_folder: &container.shared_folder,
+                    shared_memory: &container.shared_memory,
                 };
                 machine.create_container(&new, stdio, Some(leash)).await
             }

@@ -49,6 +49,8 @@ pub struct ContainerPlan {
     pub config: Value,
     /// The name of its folder in what the guest sees of the host.
     pub shared_folder: String,
+    /// The name of the memory it shares with other containers; empty for none.
+    pub shared_memory: String,
 }
 
 /// A process to be added to a container.

@@ -77,7 +77,7 @@ pub(super) fn make(
         Membership::Founder { .. } => &creation.id,
         Membership::Member(sandbox) => sandbox,
     };
-    fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
+    let shared_memory = fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
     disks::check(&config, directory)?;
 
     let folder = Folder::create(&global.root, &creation.id)?;
@@ -86,6 +86,7 @@ pub(super) fn make(
         bundle,
         config,
         fit,
+        shared_memory: shared_memory.unwrap_or_default(),
         membership,
         folder: &folder,
         global,
@@ -115,6 +116,7 @@ struct Making<'a> {
     config: Value,
     /// As the guest is to have it.
     fit: Value,
+    shared_memory: String,
     membership: Membership,
     folder: &'a Folder,
     global: &'a GlobalOptions,
@@ -181,6 +183,7 @@ impl Making<'_> {
                 bundle: self.bundle.directory().to_owned(),
                 config: fit,
                 shared_folder: record.shared_folder.clone(),
+                shared_memory: self.shared_memory.clone(),
             }),
             ends_machine: self.membership == Membership::Founder { of_a_pod: false },
             has_terminal,
