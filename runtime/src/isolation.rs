@@ -4,20 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// Every annotation of ours begins so; unknown ones are errors, so that a misspelt wall is never a weaker wall.
-pub const ANNOTATION_PREFIX: &str = "dev.bulkhead.";
-
-/// The annotation that chooses the wall.
-pub const ISOLATION_ANNOTATION: &str = "dev.bulkhead.isolation";
-
-/// The annotation that names the container whose sandbox another one joins.
-pub const SANDBOX_ANNOTATION: &str = "dev.bulkhead.sandbox";
-
-/// The annotation that names the disk, an image or a block device, that is a container's root behind the microVM wall.
-pub const ROOT_SOURCE_ANNOTATION: &str = "dev.bulkhead.root.source";
-
-/// The annotation that names the file system on it.
-pub const ROOT_TYPE_ANNOTATION: &str = "dev.bulkhead.root.type";
+use crate::annotations::{self, AnnotationError, ISOLATION_ANNOTATION};
 
 /// The wall between a pod and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -50,32 +37,6 @@ pub enum ChosenBy {
 #[error("{0:?} names no isolation: say microvm or shared-kernel")]
 pub struct UnknownIsolation(String);
 
-/// Why annotations were refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AnnotationError {
-    /// An annotation in our namespace that has no meaning.
-    #[error(
-        "unknown annotation {name:?}: {ANNOTATION_PREFIX}* has {ISOLATION_ANNOTATION}, {SANDBOX_ANNOTATION}, \
-         {ROOT_SOURCE_ANNOTATION} and {ROOT_TYPE_ANNOTATION}"
-    )]
-    Unknown {
-        /// Its name.
-        name: String,
-    },
-    /// An annotation that means nothing behind the other wall.
-    #[error(
-        "annotation {name:?}: only a virtual machine can be given a disk as a root; mount it, and name the folder as \
-         root.path, or choose `--isolation microvm`"
-    )]
-    MicroVmOnly {
-        /// Its name.
-        name: String,
-    },
-    /// A wall that does not exist.
-    #[error("reading annotation {ISOLATION_ANNOTATION}")]
-    Isolation(#[from] UnknownIsolation),
-}
-
 impl Isolation {
     /// The word of annotations, flags and configuration files.
     pub fn as_str(self) -> &'static str {
@@ -88,37 +49,11 @@ impl Isolation {
     /// The wall that annotations ask for, if they do.
     ///
     /// # Errors
-    /// When an annotation in our namespace is unknown or names no wall.
+    /// When an annotation of ours is unknown, or has a value that is none.
     pub fn from_annotations(annotations: &HashMap<String, String>) -> Result<Option<Self>, AnnotationError> {
-        let mut isolation = None;
-        for (name, value) in annotations
-            .iter()
-            .filter(|(name, _)| name.starts_with(ANNOTATION_PREFIX))
-        {
-            match name.as_str() {
-                ISOLATION_ANNOTATION => isolation = Some(value.parse()?),
-                SANDBOX_ANNOTATION | ROOT_SOURCE_ANNOTATION | ROOT_TYPE_ANNOTATION => {}
-                _ => return Err(AnnotationError::Unknown { name: name.clone() }),
-            }
-        }
-        Ok(isolation)
-    }
-
-    /// Refuses annotations that mean nothing behind this wall.
-    ///
-    /// # Errors
-    /// With the annotation.
-    pub fn check(self, annotations: Option<&HashMap<String, String>>) -> Result<(), AnnotationError> {
-        let said = |name: &&str| annotations.is_some_and(|annotations| annotations.contains_key(*name));
-        match [ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION]
-            .iter()
-            .find(|name| said(name))
-        {
-            Some(name) if self == Self::SharedKernel => Err(AnnotationError::MicroVmOnly {
-                name: (*name).to_owned(),
-            }),
-            _ => Ok(()),
-        }
+        annotations::check(annotations)?;
+        let wall = annotations.get(ISOLATION_ANNOTATION);
+        Ok(wall.map(|wall| wall.parse()).transpose()?)
     }
 
     /// The flag wins over the annotation, the annotation over the configuration, and the microVM is the default.
@@ -164,13 +99,6 @@ impl fmt::Display for Isolation {
 mod tests {
     use super::*;
 
-    fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect()
-    }
-
     #[test]
     fn nothing_said_is_a_microvm() {
         assert_eq!(Isolation::choose(None, None, None), Isolation::MicroVm);
@@ -207,25 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn foreign_annotations_are_left_alone() {
-        let annotations = annotations(&[("io.kubernetes.cri.sandbox-id", "x")]);
-        assert_eq!(Isolation::from_annotations(&annotations), Ok(None));
-    }
-
-    #[test]
     fn the_annotation_names_the_wall() {
-        let annotations = annotations(&[(ISOLATION_ANNOTATION, "shared-kernel")]);
+        let annotations = HashMap::from([(ISOLATION_ANNOTATION.to_owned(), "shared-kernel".to_owned())]);
         assert_eq!(
             Isolation::from_annotations(&annotations),
             Ok(Some(Isolation::SharedKernel))
         );
-    }
-
-    #[test]
-    fn an_unknown_annotation_of_ours_is_an_error() {
-        let annotations = annotations(&[("dev.bulkhead.isolatoin", "microvm")]);
-        let error = Isolation::from_annotations(&annotations).unwrap_err();
-        assert!(error.to_string().contains("dev.bulkhead.isolatoin"), "{error}");
     }
 
     #[test]

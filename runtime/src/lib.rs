@@ -4,6 +4,7 @@
 //! command line uses the engine directly, and is built with neither feature; for a container behind the microVM wall it
 //! executes `bulkhead-attendant`, the same command line with the feature `microvm` ([`oci_pod`]).
 
+pub mod annotations;
 pub mod isolation;
 pub mod oci_cli;
 pub mod oci_pod;

@@ -21,6 +21,10 @@ pub struct PodLimits {
     pub memory: Option<u64>,
     /// The sum of its containers' processor limits in thousandths of a processor; `None` when one has no limit.
     pub millicpus: Option<u32>,
+    /// The memory of its machine in MiB, where that is said itself.
+    pub machine_memory_mib: Option<u32>,
+    /// The virtual processors of its machine, where they are.
+    pub machine_vcpus: Option<u8>,
 }
 
 /// What its machine gets.
@@ -41,15 +45,18 @@ pub struct TooLarge {
     memory: u64,
 }
 
-/// What the pod's containers may use of their machine's memory, in MiB: its limit, rounded up.
+/// What the pod's containers may use of their machine's memory, in MiB: what the guest leaves of what is said of the
+/// machine, or else the pod's limit, rounded up.
 pub fn container_memory_mib(limits: &PodLimits) -> u64 {
-    limits
-        .memory
-        .map_or(DEFAULT_CONTAINER_MEMORY_MIB, |bytes| bytes.div_ceil(1 << 20))
+    match (limits.machine_memory_mib, limits.memory) {
+        (Some(machine), _) => u64::from(machine).saturating_sub(GUEST_OVERHEAD_MIB),
+        (None, Some(bytes)) => bytes.div_ceil(1 << 20),
+        (None, None) => DEFAULT_CONTAINER_MEMORY_MIB,
+    }
 }
 
-/// The size of the machine for a pod: its memory limit, rounded up to whole MiB, plus the guest's overhead; its
-/// processor limit rounded up to whole processors, one without a limit.
+/// The size of the machine for a pod: what is said of the machine; or else its memory limit, rounded up to whole MiB, plus
+/// the guest's overhead, and its processor limit rounded up to whole processors, one without a limit.
 ///
 /// # Errors
 /// When the sum does not fit.
@@ -60,10 +67,9 @@ pub fn machine_size(limits: &PodLimits) -> Result<MachineSize, TooLarge> {
         .ok_or(TooLarge {
             memory: limits.memory.unwrap_or_default(),
         })?;
-    let vcpus = limits.millicpus.map_or(1, |millicpus| {
-        millicpus.div_ceil(1000).clamp(1, MOST_VCPUS.into())
-    });
-    let vcpus = u8::try_from(vcpus).unwrap_or(MOST_VCPUS);
+    let rounded_up = |millicpus: u32| u8::try_from(millicpus.div_ceil(1000)).unwrap_or(MOST_VCPUS);
+    let vcpus = limits.machine_vcpus.or(limits.millicpus.map(rounded_up));
+    let vcpus = vcpus.unwrap_or(1).clamp(1, MOST_VCPUS);
     Ok(MachineSize { memory_mib, vcpus })
 }
 
@@ -72,7 +78,12 @@ mod tests {
     use super::*;
 
     fn size(memory: Option<u64>, millicpus: Option<u32>) -> MachineSize {
-        machine_size(&PodLimits { memory, millicpus }).unwrap()
+        machine_size(&PodLimits {
+            memory,
+            millicpus,
+            ..PodLimits::default()
+        })
+        .unwrap()
     }
 
     #[test]
@@ -98,11 +109,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_the_machine_wins() {
+        let limits = PodLimits {
+            memory: Some(1 << 40),
+            millicpus: Some(9000),
+            machine_memory_mib: Some(100),
+            machine_vcpus: Some(2),
+        };
+        let expected = MachineSize {
+            memory_mib: 100,
+            vcpus: 2,
+        };
+        assert_eq!(machine_size(&limits).unwrap(), expected);
+        assert_eq!(container_memory_mib(&limits), 100 - GUEST_OVERHEAD_MIB);
+    }
+
+    #[test]
     fn an_absurd_memory_limit_is_refused() {
         assert!(
             machine_size(&PodLimits {
                 memory: Some(u64::MAX),
-                millicpus: None
+                ..PodLimits::default()
             })
             .is_err()
         );

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -267,6 +268,13 @@ fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
         "io.kubernetes.cri.container-type": "sandbox",
         "io.kubernetes.cri.sandbox-id": bundle.id(),
     });
+    // As engines give all containers of a pod one folder.
+    let share_memory = |config: &mut Value| {
+        let memory =
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind"] });
+        config["mounts"].as_array_mut().unwrap().push(memory);
+    };
+    share_memory(&mut bundle.config);
     start(&bundle);
     let machine = vmm(&bundle);
     let annotations = json!({
@@ -279,6 +287,7 @@ fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
         &["sh", "-c", "hostname; ls /proc/sysvipc; sleep 600"],
         |config| {
             config["annotations"] = annotations;
+            share_memory(config);
             for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
                 if namespace["type"] == "ipc" {
                     namespace["path"] = json!(ipc);
@@ -287,9 +296,27 @@ fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
         },
     );
     let folder = sibling.folder.to_str().unwrap();
+    let word = format!("bulkhead-{}", std::process::id());
+    let say = format!("echo {word} > /dev/shm/{word}");
+    bundle.on("exec", &["sh", "-c", &say]).expect(0);
+    assert!(
+        !Path::new("/dev/shm").join(&word).exists(),
+        "it is the guest's memory"
+    );
     for _ in 0..2 {
         bundle.oci("create", &["--bundle", folder, &sibling.id]).expect(0);
         bundle.oci("start", &[&sibling.id]).expect(0);
+        let script = format!("cat /dev/shm/{word}; df -k /dev/shm | tail -n 1");
+        let seen = bundle
+            .oci("exec", &[&sibling.id, "sh", "-c", &script])
+            .expect(0)
+            .stdout;
+        let size = rustix::fs::statvfs("/dev/shm").unwrap();
+        let size = ((size.f_blocks * size.f_frsize) >> 10).to_string();
+        assert!(
+            seen.starts_with(&word) && seen.split_whitespace().any(|field| field == size),
+            "{seen}"
+        );
         let inside = |id: &str, what: &str| {
             let link = bundle.oci("exec", &[id, "readlink", what]).expect(0).stdout;
             assert!(!link.is_empty());
@@ -375,11 +402,13 @@ fn what_a_virtual_machine_cannot_give_is_refused_with_its_reason() {
 
 #[test]
 fn the_pods_cgroup_holds_what_stands_for_it_and_four_processors_are_used() {
-    let script = "for cpu in 0 1 2 3; do taskset $((1 << cpu)) cut -d ' ' -f 39 /proc/self/stat; done; nproc; sleep 600";
+    let script = "for cpu in 0 1 2 3; do taskset $((1 << cpu)) cut -d ' ' -f 39 /proc/self/stat; done; nproc; \
+                  awk '/MemTotal/ { print ($2 > 250000 && $2 < 307200) }' /proc/meminfo; sleep 600";
     let Some(mut bundle) = behind_microvm(&["sh", "-c", script]) else {
         return;
     };
     bundle.config["linux"]["resources"]["cpu"] = json!({ "quota": 400_000, "period": 100_000 });
+    bundle.config["annotations"] = json!({ "dev.bulkhead.machine.memory_mib": "300" });
     let output = bundle.scratch().join("output");
     let mut creation = bundle.command("create");
     creation.args(["--bundle", ".", &bundle.id()]);
@@ -388,8 +417,8 @@ fn the_pods_cgroup_holds_what_stands_for_it_and_four_processors_are_used() {
     assert!(creation.status().unwrap().success());
     bundle.on("start", &[]).expect(0);
     let written = || fs::read_to_string(&output).unwrap();
-    wait_until(|| written().lines().count() == 5);
-    assert_eq!(written(), "0\n1\n2\n3\n4\n");
+    wait_until(|| written().lines().count() == 6);
+    assert_eq!(written(), "0\n1\n2\n3\n4\n1\n");
     for process in [attendant(&bundle), vmm(&bundle)] {
         let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", process.as_raw_nonzero())).unwrap();
         let group = format!("/bulkhead-{}", bundle.id());

@@ -234,7 +234,7 @@ fn the_pods_interface_is_the_guests_and_traffic_goes_both_ways() {
 }
 
 #[test]
-fn a_pod_with_two_interfaces_has_both_under_their_names() {
+fn a_pod_with_two_interfaces_has_both_under_their_names_and_sends_as_fast_as_it_may() {
     let (pod, outside) = networks();
     // A name that the guest's other device has at first.
     outside.shell(&format!(
@@ -249,15 +249,36 @@ fn a_pod_with_two_interfaces_has_both_under_their_names() {
         busybox ip address add 10.98.0.2/24 dev eth0
         busybox ip link set eth0 up",
     );
-    let Some(container) = container(Some(&pod.path()), &["sleep", "60"]) else {
+    let Some(mut container) = container(Some(&pod.path()), &["sleep", "60"]) else {
         return;
     };
+    const RATE: usize = 20_000;
+    container.config["annotations"] =
+        json!({ "dev.bulkhead.network.transmit_bytes_per_second": RATE.to_string() });
     let id = container.id();
     container.oci("run", &["--detach", &id]).expect(0);
     outside.shell(&format!("busybox ping -c 2 -W 10 {POD}"));
     outside.shell("busybox ping -c 2 -W 10 10.98.0.2");
     let listed = run_in(&container, "busybox ls /sys/class/net").expect(0).stdout;
     assert_eq!(listed, "eth0\neth5\nlo\n");
+
+    // Of four seconds' worth the first is there at once.
+    let server = outside.inside(|| {
+        let listener = TcpListener::bind((OUTSIDE, 7000)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let begun = Instant::now();
+        let received = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+        (received, begun.elapsed())
+    });
+    let bytes = 4 * RATE;
+    run_in(
+        &container,
+        &format!("head -c {bytes} /dev/zero | busybox nc {OUTSIDE} 7000"),
+    )
+    .expect(0);
+    let (received, took) = server.join().unwrap();
+    assert_eq!(received, bytes as u64);
+    assert!(took > Duration::from_millis(2500), "{took:?}");
     container.on("delete", &["--force"]).expect(0);
 }
 

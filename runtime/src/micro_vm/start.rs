@@ -11,8 +11,7 @@ use container::{PodCgroup, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use vmm::config::{
-    MacAddress, MachineConfig, NetworkDevice, NetworkRateLimit, SharedDirectory as MachineDirectory,
-    VsockConfig,
+    MacAddress, MachineConfig, NetworkDevice, SharedDirectory as MachineDirectory, VsockConfig,
 };
 use vmm::status::Phase;
 
@@ -298,7 +297,7 @@ fn network_devices(network: &PodNetwork) -> Result<Vec<NetworkDevice>, BootError
             // The guest is told the pod's.
             mtu: None,
             tap_descriptor: network.taps().get(place).map(AsRawFd::as_raw_fd),
-            rate_limit: NetworkRateLimit::default(),
+            rate_limit: network.rates,
         })
     };
     (0..network.devices()).map(device).collect()

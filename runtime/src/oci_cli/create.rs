@@ -7,6 +7,7 @@ use container::{Bundle, Container, ContainerId, CreateOptions, Stdio};
 use super::foreground::take_our_size;
 use super::log::Log;
 use super::{GlobalOptions, OciError, descriptors, guest};
+use crate::annotations;
 use crate::isolation::Isolation;
 
 #[derive(Debug, clap::Args)]
@@ -74,7 +75,7 @@ impl Creation {
             None => None,
         };
         let wall = Isolation::choose(global.isolation, annotation, guest::configured_isolation(global)?);
-        wall.check(bundle.spec().annotations().as_ref())?;
+        annotations::check_behind(wall, bundle.spec().annotations().as_ref())?;
         Ok((bundle, wall))
     }
 

@@ -10,7 +10,7 @@ use container::{
 use super::ps::PsError;
 use super::spec::SpecFileError;
 use super::update::ResourcesError;
-use crate::isolation::AnnotationError;
+use crate::annotations::AnnotationError;
 use crate::oci_pod::folder::FolderError;
 
 /// What a verb of the OCI command line ends with when it fails.

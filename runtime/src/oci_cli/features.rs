@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{OciError, print_json};
-use crate::isolation::ISOLATION_ANNOTATION;
+use crate::annotations::ISOLATION_ANNOTATION;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct FeaturesArguments {}

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{GlobalOptions, OciError};
-use crate::isolation::ISOLATION_ANNOTATION;
+use crate::annotations::ISOLATION_ANNOTATION;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SpecArguments {

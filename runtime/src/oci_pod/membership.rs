@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::folder::Folder;
 use super::record::GuestContainer;
-use crate::isolation::SANDBOX_ANNOTATION;
+use crate::annotations::SANDBOX_ANNOTATION;
 
 /// How those who make pods name a container's part in one, and the sandbox it belongs to.
 const CONVENTIONS: [(&str, &str); 2] = [

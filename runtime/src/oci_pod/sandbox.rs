@@ -1,14 +1,22 @@
 //! The virtual machine of a pod: made by the pod's first container, in whose folder it is written down.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
+use std::str::FromStr;
 
 use container::{ContainerId, PodCgroup, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vmm::config::NetworkRateLimit;
+use vmm::devices::rate_limiter::RateLimit;
 
 use super::folder::{Folder, FolderError};
 use super::membership::namespaces;
+use crate::annotations::{
+    MACHINE_MEMORY_ANNOTATION, MACHINE_VCPUS_ANNOTATION, NETWORK_RECEIVE_ANNOTATION,
+    NETWORK_TRANSMIT_ANNOTATION,
+};
 use crate::configuration::MicroVmConfiguration;
 use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
@@ -101,7 +109,8 @@ impl PodSandbox {
                 .map_err(io::Error::other)
         };
         let files = machine_files(folder);
-        let network = network(config)?;
+        let mut network = network(config)?;
+        network.rates = network_rates(config);
         let new = NewMachine {
             configuration,
             files: &files,
@@ -193,6 +202,10 @@ pub struct Asked {
     pub cpu_quota: Said,
     /// The period in microseconds.
     pub cpu_period: Said,
+    /// MiB of memory of the machine itself.
+    pub machine_memory_mib: Option<u32>,
+    /// Processors of the machine itself.
+    pub machine_vcpus: Option<u8>,
 }
 
 /// A limit, and where it was read.
@@ -223,6 +236,8 @@ impl Asked {
                 "io.kubernetes.cri.sandbox-cpu-period",
                 "/linux/resources/cpu/period",
             ),
+            machine_memory_mib: number(config, MACHINE_MEMORY_ANNOTATION),
+            machine_vcpus: number(config, MACHINE_VCPUS_ANNOTATION),
         }
     }
 
@@ -234,7 +249,28 @@ impl Asked {
         PodLimits {
             memory: self.memory.limit,
             millicpus: self.cpu_quota.limit.zip(self.cpu_period.limit).map(millicpus),
+            machine_memory_mib: self.machine_memory_mib,
+            machine_vcpus: self.machine_vcpus,
         }
+    }
+}
+
+/// The number that an annotation says. One that is none was refused when the configuration was read.
+fn number<T: FromStr>(config: &Value, annotation: &str) -> Option<T> {
+    config.get("annotations")?.get(annotation)?.as_str()?.parse().ok()
+}
+
+/// How fast the pod's interfaces may be.
+fn network_rates(config: &Value) -> NetworkRateLimit {
+    let rate = |annotation| {
+        number::<NonZeroU64>(config, annotation).map(|bytes_per_second| RateLimit {
+            bytes_per_second: Some(bytes_per_second),
+            ..RateLimit::default()
+        })
+    };
+    NetworkRateLimit {
+        receive: rate(NETWORK_RECEIVE_ANNOTATION),
+        transmit: rate(NETWORK_TRANSMIT_ANNOTATION),
     }
 }
 
@@ -296,6 +332,7 @@ mod tests {
         let expected = PodLimits {
             memory: Some(1 << 20),
             millicpus: Some(1500),
+            ..PodLimits::default()
         };
         assert_eq!(limits(&config), expected);
     }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Format, pod_limits};
+use crate::annotations::{ISOLATION_ANNOTATION, MACHINE_MEMORY_ANNOTATION, MACHINE_VCPUS_ANNOTATION};
 use crate::configuration::Configuration;
-use crate::isolation::{ChosenBy, ISOLATION_ANNOTATION, Isolation};
+use crate::isolation::{ChosenBy, Isolation};
 use crate::oci_pod::DEFAULT_ROOT;
 use crate::oci_pod::membership::Membership;
 use crate::oci_pod::sandbox::{Asked, PodSandbox, Said};
@@ -68,6 +69,8 @@ struct Demand {
     cpu_quota: Said,
     cpu_period: Said,
     millicpus: Option<u32>,
+    machine_memory_mib: Option<u32>,
+    machine_vcpus: Option<u8>,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +116,8 @@ fn of_options(configuration: &Configuration, arguments: &Arguments) -> anyhow::R
             memory: said(arguments.memory.map(|ByteSize(bytes)| bytes), "--memory"),
             cpu_quota: said(quota, "--cpus"),
             cpu_period: said(quota.map(|_| CpuCount::PERIOD), "--cpus"),
+            machine_memory_mib: None,
+            machine_vcpus: None,
         };
         explanation.size(&asked, &pod_limits(arguments.memory, arguments.cpus))?;
     }
@@ -177,6 +182,8 @@ impl Explanation {
             cpu_quota: asked.cpu_quota,
             cpu_period: asked.cpu_period,
             millicpus: limits.millicpus,
+            machine_memory_mib: limits.machine_memory_mib,
+            machine_vcpus: limits.machine_vcpus,
         });
         self.machine = Some(Machine {
             containers_mib: container_memory_mib(limits),
@@ -268,6 +275,12 @@ fn cpus_asked(asked: &Demand) -> String {
 }
 
 fn machine_memory(asked: &Demand, machine: &Machine) -> String {
+    if asked.machine_memory_mib.is_some() {
+        return format!(
+            "{} MiB of memory ({MACHINE_MEMORY_ANNOTATION}) = {} MiB for containers + {} MiB for the guest",
+            machine.memory_mib, machine.containers_mib, machine.guest_overhead_mib
+        );
+    }
     let why = match asked.memory.limit {
         Some(_) => "the limit, rounded up",
         None => "what containers without a limit share",
@@ -279,9 +292,10 @@ fn machine_memory(asked: &Demand, machine: &Machine) -> String {
 }
 
 fn machine_processors(asked: &Demand, machine: &Machine) -> String {
-    let why = match asked.millicpus {
-        Some(millicpus) => format!("{} processors, rounded up", thousandths(millicpus)),
-        None => "one without a limit".to_owned(),
+    let why = match (asked.machine_vcpus, asked.millicpus) {
+        (Some(_), _) => MACHINE_VCPUS_ANNOTATION.to_owned(),
+        (None, Some(millicpus)) => format!("{} processors, rounded up", thousandths(millicpus)),
+        (None, None) => "one without a limit".to_owned(),
     };
     let noun = if machine.vcpus == 1 { "vCPU" } else { "vCPUs" };
     format!("{} {noun} ({why})", machine.vcpus)
@@ -375,6 +389,24 @@ mod tests {
             "/linux/resources/cpu/quota",
             "2 vCPUs",
             "1.5 processors",
+        ] {
+            assert!(text.contains(part), "{part} is missing from\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_size_that_is_said_of_the_machine_is_explained_by_its_annotation() {
+        let config = json!({
+            "ociVersion": "1.0.0",
+            "annotations": {MACHINE_MEMORY_ANNOTATION: "300", MACHINE_VCPUS_ANNOTATION: "3"}
+        });
+        let explanation = explained(&config).unwrap();
+        let machine = explanation.machine.as_ref().unwrap();
+        assert_eq!((machine.memory_mib, machine.vcpus), (300, 3));
+        let text = table(&explanation).to_string();
+        for part in [
+            "300 MiB of memory (dev.bulkhead.machine.memory_mib) = 236 MiB for containers + 64 MiB",
+            "3 vCPUs (dev.bulkhead.machine.vcpus)",
         ] {
             assert!(text.contains(part), "{part} is missing from\n{text}");
         }

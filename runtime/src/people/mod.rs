@@ -110,6 +110,7 @@ fn pod_limits(memory: Option<ByteSize>, cpus: Option<CpuCount>) -> PodLimits {
     PodLimits {
         memory: memory.map(|ByteSize(bytes)| bytes),
         millicpus: cpus.map(|cpus| cpus.thousandths()),
+        ..PodLimits::default()
     }
 }
 

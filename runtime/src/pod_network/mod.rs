@@ -18,6 +18,7 @@ use container::netlink::Netlink;
 use protocol::sandbox::NetworkRequest;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use vmm::config::NetworkRateLimit;
 
 use self::redirection::Redirection;
 
@@ -33,6 +34,8 @@ const DEVICE_PREFIX: [u8; 3] = [0x02, 0x62, 0x68];
 pub struct PodNetwork {
     /// What the guest's network is to be; its interfaces are in the order of the taps.
     pub description: NetworkRequest,
+    /// How fast each of its machine's network devices may be.
+    pub rates: NetworkRateLimit,
     devices: usize,
     taps: Vec<OwnedFd>,
     redirections: Option<Redirections>,
@@ -207,6 +210,7 @@ fn connect(namespace: OwnedFd) -> Result<PodNetwork, PodNetworkError> {
     // From here on what is made is undone by dropping it.
     let mut network = PodNetwork {
         description,
+        rates: NetworkRateLimit::default(),
         devices: 0,
         taps: Vec::new(),
         redirections: Some(Redirections {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::DiskError;
 use super::limits::DiskLimits;
-use crate::isolation::{ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION};
+use crate::annotations::{ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION};
 
 /// Major and minor number of a block device.
 pub(super) type DeviceNumber = (u32, u32);

@@ -22,7 +22,7 @@ use self::asked::{AskedDisk, Place};
 use self::record::{Record, RecordLock};
 use self::source::FoundSource;
 use super::folder::{Folder, FolderError};
-use crate::isolation::{ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION};
+use crate::annotations::{ROOT_SOURCE_ANNOTATION, ROOT_TYPE_ANNOTATION};
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::start::DISK_SLOTS;
 use crate::sandbox::SandboxError;
