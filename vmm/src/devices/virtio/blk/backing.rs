@@ -3,13 +3,14 @@
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};
+use vm_memory::volatile_memory::PtrGuardMut;
 
 use super::SECTOR;
 use super::segments::Segments;
@@ -276,6 +277,12 @@ impl Backing {
     }
 }
 
+impl AsRawFd for Backing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
 fn kind(metadata: &Metadata) -> Result<Kind, BackingError> {
     let kind = metadata.file_type();
     match (kind.is_file(), kind.is_block_device()) {
@@ -285,26 +292,53 @@ fn kind(metadata: &Metadata) -> Result<Kind, BackingError> {
     }
 }
 
-/// Moves all bytes of `segments` by as many calls as it takes. A call is given no more vectors than the guest's queue has
-/// descriptors, which is fewer than the kernel takes (`IOV_MAX`).
+/// Where the buffers of a request are, as system calls are told it.
+pub(super) struct Vectors {
+    vectors: Vec<libc::iovec>,
+    /// What keeps the memory where it is.
+    _guards: Vec<PtrGuardMut>,
+}
+
+impl Vectors {
+    /// Those of `segments`.
+    pub(super) fn of(segments: &Segments<'_>) -> Self {
+        let (vectors, guards) = segments
+            .slices()
+            .map(|slice| {
+                let guard = slice.ptr_guard_mut();
+                let vector = libc::iovec {
+                    iov_base: guard.as_ptr().cast(),
+                    iov_len: slice.len(),
+                };
+                (vector, guard)
+            })
+            .unzip();
+        Self {
+            vectors,
+            _guards: guards,
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const libc::iovec {
+        self.vectors.as_ptr()
+    }
+
+    /// How many there are: no more than the guest's queue has descriptors, of which there are fewer than the kernel takes
+    /// (`IOV_MAX`).
+    pub(super) fn count(&self) -> u32 {
+        self.vectors.len() as u32
+    }
+}
+
+/// Moves all bytes of `segments` by as many calls as it takes.
 fn transfer(
     mut segments: Segments<'_>,
     mut offset: u64,
     call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
 ) -> io::Result<()> {
     while !segments.is_empty() {
-        let guards: Vec<_> = segments
-            .slices()
-            .map(|slice| (slice.ptr_guard_mut(), slice.len()))
-            .collect();
-        let vectors: Vec<libc::iovec> = guards
-            .iter()
-            .map(|(guard, length)| libc::iovec {
-                iov_base: guard.as_ptr().cast(),
-                iov_len: *length,
-            })
-            .collect();
-        let count = libc::c_int::try_from(vectors.len()).map_err(io::Error::other)?;
+        let vectors = Vectors::of(&segments);
+        let count = libc::c_int::try_from(vectors.count()).map_err(io::Error::other)?;
         let position = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         match usize::try_from(call(vectors.as_ptr(), count, position)) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),

@@ -1,4 +1,4 @@
-//! The device: one queue, one thread, one request at a time.
+//! The device: one queue, one thread, one round of requests at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,14 +19,15 @@ use vmm_sys_util::eventfd::EventFd;
 use super::SECTOR;
 use super::backing::{Backing, BackingError};
 use super::request::{
-    ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENT_BYTES, MAX_SEGMENTS, MAX_ZERO_RANGES,
-    MAX_ZERO_SECTORS, Operation, Request, Status,
+    Answer, ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENT_BYTES, MAX_SEGMENTS,
+    MAX_ZERO_RANGES, MAX_ZERO_SECTORS, Operation, Request, Status,
 };
+use super::ring::{DEPTH, Direction, Ring, Transfer};
 use crate::devices::rate_limiter::{RateLimit, RateLimiter};
 use crate::devices::virtio::device::{
     ActivateError, Activation, DeviceState, Pausable, SaveError, VirtioDevice, read_config_space,
 };
-use crate::devices::virtio::device_queue::{DeviceQueue, EVENT_IDX, QueueError};
+use crate::devices::virtio::device_queue::{Chain, DeviceQueue, EVENT_IDX, QueueError};
 use crate::devices::virtio::worker::{Poller, Service, Worker, WorkerError};
 
 /// One request of the greatest number of buffers, which are two more than its data's.
@@ -35,7 +36,7 @@ pub(super) const QUEUE_SIZES: [u16; 1] = [MAX_SEGMENTS as u16 + 2];
 /// Requests that are served, and bytes that are moved, before the guest hears of it and the thread looks whether it is
 /// to pause; sooner after a request that may have taken the disk long. Each interrupt costs the guest more than a small
 /// request costs the host.
-const ROUND_REQUESTS: usize = 32;
+const ROUND_REQUESTS: usize = DEPTH;
 const ROUND_BYTES: u64 = 1 << 20;
 
 /// `struct virtio_blk_config` as far as the features that are offered (virtio 1.2, section 5.2.4).
@@ -219,6 +220,7 @@ pub(super) struct DiskService {
     queues: Vec<DeviceQueue>,
     /// Nothing while a slot is empty.
     disk: Option<Arc<Disk>>,
+    ring: Ring,
     limiters: Limiters,
     writes_through: bool,
 }
@@ -276,6 +278,7 @@ impl DiskService {
         Ok(Self {
             queues: DeviceQueue::take_all(device, activation)?,
             disk: None,
+            ring: Ring::default(),
             limiters: Limiters::default(),
             // A driver that will not ask for it wants each write to be durable (virtio 1.2, section 5.2.6.2).
             writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
@@ -328,9 +331,13 @@ impl Service for DiskService {
                 if events.iter().any(|(token, _)| *token == index as u64) {
                     queue.take_notification().map_err(WorkerError::queue(index))?;
                 }
-                let disk = self.disk.as_deref();
-                patience = serve_round(queue, disk, &mut self.limiters, self.writes_through)
-                    .map_err(WorkerError::queue(index))?;
+                let mut round = Round {
+                    disk: self.disk.as_deref(),
+                    ring: &mut self.ring,
+                    limiters: &mut self.limiters,
+                    writes_through: self.writes_through,
+                };
+                patience = round.serve(queue).map_err(WorkerError::queue(index))?;
             }
         }
     }
@@ -340,50 +347,127 @@ impl Service for DiskService {
     }
 }
 
-/// Serves some requests, and announces them. Returns how long to wait before there may be more to do; without end, if
-/// the driver will tell.
-fn serve_round(
-    queue: &mut DeviceQueue,
-    disk: Option<&Disk>,
-    limiters: &mut Limiters,
+/// What some requests are served with.
+struct Round<'d> {
+    disk: Option<&'d Disk>,
+    ring: &'d mut Ring,
+    limiters: &'d mut Limiters,
     writes_through: bool,
-) -> Result<Option<Duration>, QueueError> {
-    queue.pause_notifications()?;
-    let mut moved = 0;
-    let mut was_slow = false;
-    for _ in 0..ROUND_REQUESTS {
-        if moved >= ROUND_BYTES || was_slow {
-            break;
+}
+
+impl Round<'_> {
+    /// Serves some requests, and announces them. Returns how long to wait before there may be more to do; without end, if
+    /// the driver will tell.
+    fn serve(&mut self, queue: &mut DeviceQueue) -> Result<Option<Duration>, QueueError> {
+        queue.pause_notifications()?;
+        let (chains, has_more) = take_chains(queue)?;
+        let mut under_way = Vec::new();
+        let (mut taken, mut moved, mut was_slow, mut wait) = (0, 0, false, None);
+        for chain in &chains {
+            if moved >= ROUND_BYTES || was_slow {
+                break;
+            }
+            let request = Request::read(chain, self.disk.map_or(0, Disk::sectors));
+            let operation = request
+                .as_ref()
+                .and_then(|request| request.operation.as_ref().ok());
+            moved += operation.map_or(0, Operation::bytes);
+            was_slow = self.writes_through || operation.is_some_and(Operation::is_slow);
+            if let Err(time) = self.limiters.take(Instant::now(), operation) {
+                wait = Some(time);
+                break;
+            }
+            taken += 1;
+            let head = chain.head_index();
+            let Some(Request { operation, answer }) = request else {
+                // Without a place for an answer there is none: the buffers go back as they are.
+                queue.complete(head, 0)?;
+                continue;
+            };
+            match (operation.map(|operation| self.transfer(operation)), self.disk) {
+                (Ok(Ok(transfer)), Some(_)) => under_way.push((head, answer, transfer)),
+                (Ok(Err(operation)), Some(disk)) => {
+                    // What came before it is what it is about.
+                    self.finish(&mut under_way, queue)?;
+                    let status = disk.carry_out(operation, self.writes_through);
+                    queue.complete(head, answer.give(status))?;
+                }
+                (Ok(_), None) => queue.complete(head, answer.give(Status::IoError))?,
+                (Err(status), _) => queue.complete(head, answer.give(status))?,
+            }
         }
-        let Some(chain) = queue.pop()? else {
-            queue.interrupt_if_wanted()?;
-            return Ok(queue.resume_notifications()?.then_some(Duration::ZERO));
-        };
-        // Without a place for an answer there is none: the buffers go back as they are.
-        let request = Request::read(&chain, disk.map_or(0, Disk::sectors));
-        let operation = request
-            .as_ref()
-            .and_then(|request| request.operation.as_ref().ok());
-        let bytes = operation.map_or(0, Operation::bytes);
-        was_slow = writes_through || operation.is_some_and(Operation::is_slow);
-        if let Err(wait) = limiters.take(Instant::now(), operation) {
-            // It waits where it was, for this thread, or for another machine's after a snapshot.
+        for _ in taken..chains.len() {
+            // They wait where they were, for this thread, or for another machine's after a snapshot.
             queue.put_back();
-            queue.interrupt_if_wanted()?;
-            return Ok(Some(wait));
         }
-        moved += bytes;
-        let written = request.map_or(0, |Request { operation, answer }| {
-            let status = operation.map_or_else(
-                |status| status,
-                |operation| disk.map_or(Status::IoError, |disk| disk.carry_out(operation, writes_through)),
-            );
-            answer.give(status)
-        });
-        queue.complete(chain.head_index(), written)?;
+        self.finish(&mut under_way, queue)?;
+        queue.interrupt_if_wanted()?;
+        if wait.is_none() && !has_more && taken == chains.len() {
+            return Ok(queue.resume_notifications()?.then_some(Duration::ZERO));
+        }
+        Ok(wait.or(Some(Duration::ZERO)))
     }
-    queue.interrupt_if_wanted()?;
-    Ok(Some(Duration::ZERO))
+
+    /// The operation as one that can be under way with others; itself, if it cannot.
+    fn transfer<'m>(&self, operation: Operation<'m>) -> Result<Transfer<'m>, Operation<'m>> {
+        let is_read_only = self.disk.is_none_or(|disk| disk.backing.is_read_only());
+        match operation {
+            Operation::Read { offset, into } => Ok(Transfer {
+                direction: Direction::Read,
+                offset,
+                segments: into,
+            }),
+            Operation::Write { offset, from } if !is_read_only && !self.writes_through => Ok(Transfer {
+                direction: Direction::Write,
+                offset,
+                segments: from,
+            }),
+            other => Err(other),
+        }
+    }
+
+    /// Has what is under way end, and gives the answers.
+    fn finish(
+        &mut self,
+        under_way: &mut Vec<(u16, Answer<'_>, Transfer<'_>)>,
+        queue: &mut DeviceQueue,
+    ) -> Result<(), QueueError> {
+        let Some(disk) = self.disk else { return Ok(()) };
+        let (asked, transfers): (Vec<_>, Vec<_>) = under_way
+            .drain(..)
+            .map(|(head, answer, transfer)| ((head, answer), transfer))
+            .unzip();
+        let ended = self.ring.carry_out(&disk.backing, transfers);
+        for ((head, answer), ended) in asked.into_iter().zip(ended) {
+            queue.complete(head, answer.give(status_of(ended)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes what is in the queue, up to a round's requests, and tells whether there may be more. What is there before a ring
+/// that the driver broke is served first.
+fn take_chains(queue: &mut DeviceQueue) -> Result<(Vec<Chain>, bool), QueueError> {
+    let mut chains = Vec::new();
+    while chains.len() < ROUND_REQUESTS {
+        match queue.pop() {
+            Ok(Some(chain)) => chains.push(chain),
+            Ok(None) => return Ok((chains, false)),
+            Err(error) if chains.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok((chains, true))
+}
+
+/// What the guest is told of how something ended.
+fn status_of(done: io::Result<()>) -> Status {
+    match done {
+        Ok(()) => Status::Ok,
+        // The guest is told what there is a word for; a full file system is an error of the disk to it.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Status::Unsupported,
+        Err(_) => Status::IoError,
+    }
 }
 
 impl Disk {
@@ -435,15 +519,9 @@ impl Disk {
             Operation::WriteZeroes { .. } if !backing.writes_zeroes() => return Status::Unsupported,
             Operation::WriteZeroes { range, may_discard } => backing.write_zeroes(range, may_discard),
         };
-        let durable = match done {
+        status_of(match done {
             Ok(()) if is_write && writes_through => backing.flush(),
             other => other,
-        };
-        match durable {
-            Ok(()) => Status::Ok,
-            // The guest is told what there is a word for; a full file system is an error of the disk to it.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Status::Unsupported,
-            Err(_) => Status::IoError,
-        }
+        })
     }
 }
