@@ -1,18 +1,17 @@
 //! `start`: the program runs.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::{Container, InitFailure, SeccompAgentError, seccomp_agent};
+use super::{Container, InitFailure};
 use crate::hook::{self, DefaultEnvironment, HookError};
 use crate::kernel::pidfd::{send_signal, wait_for_end};
 use crate::process::CommandFailure;
 use crate::process::channel::Report;
-use crate::seccomp::AgentPlan;
 use crate::state::{StateError, Status};
 
 /// How long a process that failed may take to end.
@@ -41,9 +40,6 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// The container's system calls could not be handed to its agent. The container was stopped.
-    #[error(transparent)]
-    SeccompAgent(#[from] SeccompAgentError),
     /// A hook failed once the program ran. The program was killed; the container can be deleted.
     #[error("the container was stopped again")]
     Hook(#[from] HookError),
@@ -95,25 +91,7 @@ impl Container {
                 status: self.status()?,
             });
         };
-        let mut report = receive(&socket).map_err(unreachable)?;
-        if let Some(Report::Listener { number }) = report {
-            if let Err(error) = self.hand_listener_over(number) {
-                self.directory.forget_start()?;
-                // It is dead, and what it said last is the better reason.
-                return Err(match receive(&socket) {
-                    Ok(Some(Report::Failed { failure, messages })) => {
-                        StartError::Program(InitFailure::new(failure, messages))
-                    }
-                    _ => error,
-                });
-            }
-            match send(&socket, &[1], SendFlags::NOSIGNAL) {
-                // It ended meanwhile, and what it said last is still to be heard.
-                Ok(_) | Err(Errno::PIPE) => {}
-                Err(errno) => return Err(unreachable(errno)),
-            }
-            report = receive(&socket).map_err(unreachable)?;
-        }
+        let report = receive(&socket).map_err(unreachable)?;
         self.directory.forget_start()?;
         match report {
             // The socket was closed by the execution, and nothing was said before.
@@ -155,24 +133,6 @@ impl Container {
         if let Ok(Some(process)) = self.pidfd() {
             let _ = wait_for_end(process.as_fd(), PATIENCE);
         }
-    }
-
-    fn hand_listener_over(&self, number: RawFd) -> Result<(), StartError> {
-        let unreachable = |source| StartError::Unreachable {
-            id: self.id.to_string(),
-            source,
-        };
-        let agent = AgentPlan::configured(self.configuration()?);
-        let agent = agent.ok_or_else(|| unreachable(Errno::BADMSG.into()))?;
-        let process = self.pidfd().map_err(unreachable)?;
-        let (Some(process), Some(pid)) = (process, self.pid()) else {
-            return Err(unreachable(Errno::SRCH.into()));
-        };
-        seccomp_agent::hand_over(&agent, &self.state()?, process.as_fd(), pid, number).map_err(|error| {
-            // It ends by itself when it hears that nobody has its listener, unless its filter is in the way.
-            let _ = send_signal(process.as_fd(), libc::SIGKILL);
-            error.into()
-        })
     }
 
     fn run_poststart_hooks(&self) -> Result<(), StartError> {

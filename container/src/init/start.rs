@@ -30,6 +30,13 @@ impl AsFd for StartSocket {
 impl Init<'_> {
     /// Reports, waits for a starter, and becomes the program. Returns the exit code if it cannot.
     pub(super) fn report_wait_and_become(&self, ready: &Ready<'_>) -> i32 {
+        // The agent is told by the creator, and has what it asked for before anybody can start the program.
+        if ready.asks_an_agent()
+            && let Err(error) = ready.load_filter(self.channel.as_fd())
+        {
+            self.channel.report(&error.report(), None);
+            return SETUP_FAILED;
+        }
         if !self.channel.report(&ready.report(), ready.terminal.as_ref()) {
             return SETUP_FAILED;
         }
@@ -52,7 +59,11 @@ impl Init<'_> {
     /// On success the starter's socket closes with the execution, and that is what it waits for.
     fn become_program(&self, ready: &Ready<'_>, starter: BorrowedFd<'_>) -> (i32, Report) {
         // The hooks' programs are the image's, so they are filtered like any other.
-        let prepared = ready.load_filter(starter).and_then(|()| {
+        let loaded = match ready.asks_an_agent() {
+            true => Ok(()),
+            false => ready.load_filter(starter),
+        };
+        let prepared = loaded.and_then(|()| {
             let state = self.state_for_hooks(Status::Created);
             let environment = DefaultEnvironment::These(&ready.environment);
             Ok(hook::run_all(

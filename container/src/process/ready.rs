@@ -33,6 +33,11 @@ impl Ready<'_> {
         }
     }
 
+    /// Whether the filter that had to wait until now asks an agent.
+    pub(crate) fn asks_an_agent(&self) -> bool {
+        self.filter.is_some_and(|filter| filter.agent.is_some())
+    }
+
     /// Loads the filter that had to wait until now. `caller` is the socket to whoever waits for the program.
     pub(crate) fn load_filter(&self, caller: BorrowedFd<'_>) -> Result<(), SetUpError> {
         match self.filter {

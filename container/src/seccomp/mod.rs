@@ -18,7 +18,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::LinuxSeccomp;
 use rustix::io::Errno;
 
 use crate::kernel::calls::set_filter;
@@ -141,14 +141,6 @@ impl fmt::Debug for SeccompPlan {
             .field("flags", &self.flags)
             .field("agent", &self.agent)
             .finish()
-    }
-}
-
-impl AgentPlan {
-    /// The agent of a configuration whose filter handed a call on.
-    pub(crate) fn configured(configuration: &Spec) -> Option<AgentPlan> {
-        let seccomp = configuration.linux().as_ref()?.seccomp().as_ref()?;
-        agent(seccomp, true).ok().flatten()
     }
 }
 
