@@ -38,7 +38,7 @@ pub use statistics::{
 };
 
 pub(crate) use hierarchies::{Hierarchies, Hierarchy};
-pub(crate) use plan::{CgroupPlan, OWN_PARENT};
+pub(crate) use plan::{CgroupPlan, OWN_PREFIX};
 pub(crate) use update::{LimitChange, recorded};
 
 /// The cgroups of one container: one in each hierarchy. It is written down before any of them is made.
@@ -231,7 +231,7 @@ pub fn pass_on_controllers() -> Result<(), CgroupError> {
     let hierarchies = Hierarchies::mounted()?;
     let mut mounted = hierarchies.iter();
     if let (Some((Hierarchy::Unified, root)), None) = (mounted.next(), mounted.next()) {
-        let child = root.join(OWN_PARENT);
+        let child = root.join(OWN_PREFIX);
         v2::enable_controllers(root, &child, &controllers::version2_names())?;
     }
     Ok(())
@@ -292,21 +292,6 @@ mod tests {
         assert!(root.path().join("memory/theirs").is_dir());
         assert!(!root.path().join("memory/theirs/ours").exists());
         assert!(!root.path().join("pids/theirs").exists());
-    }
-
-    #[test]
-    fn the_last_container_out_removes_our_own_parent() {
-        let root = tempfile::tempdir().unwrap();
-        let hierarchies = hierarchies(root.path());
-        let [first, second] = ["/bulkhead/one", "/bulkhead/two"].map(|path| {
-            let cgroup = Cgroup::locate(&hierarchies, Path::new(path)).unwrap();
-            cgroup.make(&hierarchies).unwrap();
-            cgroup
-        });
-        first.remove().unwrap();
-        assert!(root.path().join("memory/bulkhead/two").is_dir());
-        second.remove().unwrap();
-        assert!(!root.path().join("memory/bulkhead").exists());
     }
 
     #[test]

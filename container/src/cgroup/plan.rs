@@ -9,8 +9,8 @@ use super::resources::{self, Resources};
 use crate::id::ContainerId;
 use crate::plan::SpecError;
 
-/// The cgroup below which containers are whose configuration names a relative path.
-pub(crate) const OWN_PARENT: &str = "bulkhead";
+/// What the cgroups of containers begin with whose configuration names none.
+pub(crate) const OWN_PREFIX: &str = "bulkhead";
 
 /// Where the container's cgroups are and what they limit.
 #[derive(Debug)]
@@ -38,19 +38,20 @@ impl CgroupPlan {
 }
 
 /// An absolute path counts from the root of each hierarchy. The specification leaves it to the runtime what a
-/// relative one counts from, which is our own parent here, and where a container without a path is: at the root, since
-/// a parent that comes and goes with its only child would be half of what its cgroups cost.
+/// relative one counts from, which is that root too, where others that begin there have it, and where a container without
+/// a path is: also at the root, since a parent that comes and goes with its only child would be half of what its cgroups
+/// cost.
 pub(super) fn path(path: Option<&Path>, id: &ContainerId) -> Result<PathBuf, SpecError> {
-    let own_parent = Path::new("/").join(OWN_PARENT);
+    let root = Path::new("/");
     let path = match path.filter(|path| !path.as_os_str().is_empty()) {
-        None => Path::new("/").join(format!("{OWN_PARENT}-{id}")),
-        Some(path) => own_parent.join(path),
+        None => root.join(format!("{OWN_PREFIX}-{id}")),
+        Some(path) => root.join(path),
     };
     if path.components().any(|part| part == Component::ParentDir) {
         return Err(SpecError::invalid("linux.cgroupsPath", "must not hold `..`"));
     }
     let path: PathBuf = path.components().collect();
-    if path == Path::new("/") || path == own_parent {
+    if path == root {
         return Err(SpecError::invalid(
             "linux.cgroupsPath",
             "must name a cgroup of the container's own",
@@ -68,10 +69,10 @@ mod tests {
     }
 
     #[test]
-    fn relative_paths_are_below_our_own_parent_and_absent_and_absolute_ones_are_not() {
+    fn relative_paths_count_from_the_root_like_absolute_ones() {
         for (linux, path) in [
             ("{}", "/bulkhead-box"),
-            (r#"{"cgroupsPath":"a/b"}"#, "/bulkhead/a/b"),
+            (r#"{"cgroupsPath":"a/b"}"#, "/a/b"),
             (r#"{"cgroupsPath":"/a//b/"}"#, "/a/b"),
         ] {
             assert_eq!(plan(linux).unwrap().path, Path::new(path));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 
-use super::{Cgroup, CgroupError, OWN_PARENT, tree};
+use super::{Cgroup, CgroupError, tree};
 
 /// A cgroup can stay busy for a moment after its last process died.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,15 +25,6 @@ impl Cgroup {
         }
         for parent in &self.made_parents {
             remove_if_empty(parent)?;
-        }
-        // Our own parent is shared: whoever made it, the last container out removes it.
-        for member in &self.members {
-            match member.path.parent() {
-                Some(parent) if parent.file_name().is_some_and(|name| name == OWN_PARENT) => {
-                    remove_if_empty(parent)?;
-                }
-                _ => {}
-            }
         }
         Ok(())
     }

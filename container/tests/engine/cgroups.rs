@@ -15,6 +15,7 @@ crate::tests!(
     too_many_processes_fail_to_fork,
     limits_are_written_to_the_files,
     a_cgroups_path_is_taken_as_given_and_removed_with_its_parents,
+    a_relative_cgroups_path_counts_from_the_root,
     a_cgroup_with_somebody_in_it_is_refused,
     cgroups_are_mounted_read_only_and_show_the_containers_own,
     without_a_cgroup_namespace_the_containers_own_are_bound,
@@ -114,12 +115,27 @@ fn limits_are_written_to_the_files() {
 }
 
 fn a_cgroups_path_is_taken_as_given_and_removed_with_its_parents() {
+    a_cgroups_path_is_made_and_removed("/");
+}
+
+fn a_relative_cgroups_path_counts_from_the_root() {
+    a_cgroups_path_is_made_and_removed("");
+}
+
+fn a_cgroups_path_is_made_and_removed(beginning: &str) {
     let mut bundle = TestBundle::command(&["true"]);
     let path = format!("/{}/deep/er", bundle.id);
-    bundle.config["linux"]["cgroupsPath"] = path.as_str().into();
+    bundle.config["linux"]["cgroupsPath"] = format!("{beginning}{}", &path[1..]).into();
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", container.pid().unwrap())).unwrap();
-    assert!(cgroup.lines().all(|line| line.ends_with(&path)), "{cgroup}");
+    // There may be hierarchies that are mounted in other namespaces only.
+    let is_mounted = |line: &&str| {
+        let name = line.split(':').nth(1).unwrap();
+        let folder = Path::new("/sys/fs/cgroup").join(name.trim_start_matches("name="));
+        fs::exists(folder).unwrap()
+    };
+    let mut mounted = cgroup.lines().filter(is_mounted);
+    assert!(mounted.all(|line| line.ends_with(&path)), "{cgroup}");
     container.delete(true).unwrap();
     wait(&container);
     assert!(!fs::exists(format!("/sys/fs/cgroup/memory/{}", bundle.id)).unwrap());
