@@ -52,6 +52,28 @@ fn a_paused_container_stands_still_says_so_and_goes_on() {
 }
 
 #[test]
+fn a_process_joins_a_paused_container_only_when_asked_to_and_waits_until_it_goes_on() {
+    let Some(containers) = Containers::new() else {
+        return;
+    };
+    let web = containers.start("web", "sleep 60", |_| {});
+    containers.run(&["pause", &web.id]).expect(0);
+    containers
+        .run(&["exec", &web.id, "true"])
+        .expect(1)
+        .complains_of(&["is paused"]);
+    let said = containers.directory().join("said");
+    let mut joining = containers.spawn(&["exec", "--ignore-paused", &web.id, "echo", "said"], &said);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(joining.try_wait().unwrap().is_none());
+    assert_eq!(std::fs::read_to_string(&said).unwrap(), "");
+    containers.run(&["resume", &web.id]).expect(0);
+    assert!(joining.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(&said).unwrap(), "said\n");
+    containers.run(&["delete", "--force", &web.id]).expect(0);
+}
+
+#[test]
 fn a_paused_container_can_be_killed_and_force_deleted() {
     let Some(containers) = Containers::new() else {
         return;

@@ -1,6 +1,7 @@
 //! A container's cgroups, version 1 and 2 behind one face. Names and semantics are those of the kernel's
 //! `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`.
 
+mod below;
 mod controllers;
 mod device_program;
 mod device_rules;

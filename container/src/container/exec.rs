@@ -41,6 +41,8 @@ pub struct ExecOptions<'a> {
     pid_file: Option<&'a Path>,
     console_socket: Option<&'a Path>,
     preserved: Vec<RawFd>,
+    cgroups: &'a [String],
+    although_paused: bool,
 }
 
 /// A process that runs in a container beside the first one. It is a child of this process; dropping this changes
@@ -129,6 +131,8 @@ impl<'a> ExecOptions<'a> {
             pid_file: None,
             console_socket: None,
             preserved: Vec::new(),
+            cgroups: &[],
+            although_paused: false,
         }
     }
 
@@ -153,6 +157,19 @@ impl<'a> ExecOptions<'a> {
     /// Lets the program keep these descriptors of the caller's, which have to be open and not close-on-exec.
     pub fn preserved_descriptors(mut self, preserved: Vec<RawFd>) -> ExecOptions<'a> {
         self.preserved = preserved;
+        self
+    }
+
+    /// Puts the program into these cgroups below the container's, which have to exist: a path for all hierarchies, or
+    /// after controllers (`cpu,memory:some/path`) for theirs.
+    pub fn cgroups(mut self, cgroups: &'a [String]) -> ExecOptions<'a> {
+        self.cgroups = cgroups;
+        self
+    }
+
+    /// Joins a paused container too. Then [`Container::exec`] returns when the container goes on.
+    pub fn although_paused(mut self, although_paused: bool) -> ExecOptions<'a> {
+        self.although_paused = although_paused;
         self
     }
 }
@@ -235,15 +252,19 @@ impl Container {
         let filter = linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?;
         check_streams(&process, &options.stdio, options.console_socket)?;
         super::create::check_threads()?;
-        let container = self.running_process()?;
+        let container = self.running_process(options.although_paused)?;
         let agent = filter.as_ref().and_then(|filter| filter.agent.as_ref());
         let agent = match agent {
             Some(agent) => Some((agent, self.state()?)),
             None => None,
         };
         let cgroup = self.record.cgroup.as_ref();
-        let cgroup_entrances = cgroup.map(|cgroup| cgroup.open_entrances()).transpose()?;
-        let unified = match cgroup {
+        let cgroup = cgroup.map(|cgroup| cgroup.below(options.cgroups)).transpose()?;
+        let cgroup_entrances = cgroup
+            .as_ref()
+            .map(|cgroup| cgroup.open_entrances())
+            .transpose()?;
+        let unified = match &cgroup {
             Some(cgroup) => cgroup.open_unified()?,
             None => None,
         };
@@ -255,7 +276,9 @@ impl Container {
         };
         let failed = || ExecError::step("make a socket to the process");
         let (caller_channel, init_channel) = channel().map_err(failed())?;
-        caller_channel.be_patient_for(PATIENCE).map_err(failed())?;
+        if !options.although_paused {
+            caller_channel.be_patient_for(PATIENCE).map_err(failed())?;
+        }
         // The new process inherits it: it is a copy of this one.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(ExecError::step("hide this process's memory from the container"))?;
@@ -321,13 +344,14 @@ impl Container {
     }
 
     /// The container's first process, if the container can be joined.
-    fn running_process(&self) -> Result<OwnedFd, ExecError> {
+    fn running_process(&self, also_if_paused: bool) -> Result<OwnedFd, ExecError> {
         let not_running = |status| ExecError::NotRunning {
             id: self.id.to_string(),
             status,
         };
         match self.status()? {
             Status::Created | Status::Running => {}
+            Status::Paused if also_if_paused => {}
             status => return Err(not_running(status)),
         }
         let process = self.pidfd().map_err(|source| ExecError::Step {

@@ -8,7 +8,7 @@ use container::{CommandFailure, ExecError, ExecOptions, Stdio};
 use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
-use crate::bundle::{Outcome, TestBundle, chain, files, wait, wait_until};
+use crate::bundle::{Outcome, TestBundle, chain, files, own_cgroup, wait, wait_until};
 use crate::wall::{Container, Refusal, Wall};
 use crate::watcher;
 
@@ -29,6 +29,7 @@ crate::tests!(
     limits_of_processes_count_the_program_alone,
     a_container_that_left_its_namespaces_is_not_followed,
     a_container_with_as_many_processes_as_it_may_have_takes_none,
+    a_process_is_put_into_cgroups_below_the_containers,
 );
 
 /// A container that does nothing until it is told to end.
@@ -442,5 +443,41 @@ fn a_container_with_as_many_processes_as_it_may_have_takes_none() {
     bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 3 });
     let container = running(&bundle);
     assert_eq!(shell(&bundle, &container, "exit 6").code, 6);
+    end(container);
+}
+
+fn a_process_is_put_into_cgroups_below_the_containers() {
+    let bundle = idle();
+    let mut container = running(&bundle);
+    let id = bundle.id.to_string();
+    let below = own_cgroup("memory", &bundle.id).join("below");
+    fs::create_dir(&below).unwrap();
+    let sleeping = process(&container, &["/bin/sleep", "600"], |_| {});
+    let mut exec = |cgroups: &[&str]| {
+        let cgroups: Vec<String> = cgroups.iter().map(|word| (*word).to_owned()).collect();
+        let options = ExecOptions::new(&sleeping).cgroups(&cgroups);
+        container.engine().exec(options).map_err(|error| chain(&error))
+    };
+
+    let executed = exec(&["memory:/below"]).unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", executed.pid())).unwrap();
+    let of = |controller: &str| {
+        let line = cgroups
+            .lines()
+            .find(|line| line.split(':').nth(1) == Some(controller));
+        line.unwrap().rsplit(':').next().unwrap().to_owned()
+    };
+    assert_eq!(of("memory"), format!("/bulkhead-{id}/below"));
+    assert_eq!(of("pids"), format!("/bulkhead-{id}"));
+
+    // Those that do not exist are not made, and nothing is outside.
+    let missing = exec(&["memory:other"]).unwrap_err();
+    assert!(missing.contains("other/tasks"), "{missing}");
+    for (word, problem) in [("..", "must not hold"), ("waaat:/", "`waaat` is not available")] {
+        let error = exec(&[word]).unwrap_err();
+        assert!(error.contains(problem), "{error}");
+    }
+    container.kill(container::Signal::KILL).unwrap();
+    assert_eq!(executed.wait().unwrap(), 137);
     end(container);
 }

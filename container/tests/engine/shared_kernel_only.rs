@@ -103,6 +103,7 @@ const TESTS: &[(Reason, &[&str])] = &[
             "cgroups::limits_are_written_to_the_files",
             "cgroups::limits_without_their_controller_or_file_are_named",
             "cgroups::those_who_fork_for_ever_die_in_cgroup2",
+            "exec::a_process_is_put_into_cgroups_below_the_containers",
             "pause::a_paused_container_stands_still_and_goes_on_in_cgroup2",
             "pause::a_paused_container_stands_still_and_goes_on_without_cgroup2",
             "pause::force_deletes_what_froze_itself",

@@ -59,6 +59,12 @@ pub enum OciError {
     /// The engine has no way to work without privileges.
     #[error("--rootless=true is refused: containers are made with root's privileges")]
     Rootless,
+    /// A guest has no such thing to offer.
+    #[error("{option} is refused behind the microvm wall; `--isolation shared-kernel` has it")]
+    ExecInGuest {
+        /// The option.
+        option: &'static str,
+    },
     /// There is nothing to execute.
     #[error("say what to run: a command after the container's id, or --process FILE")]
     NoCommand,

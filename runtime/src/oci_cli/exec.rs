@@ -54,6 +54,12 @@ pub(super) struct ExecArguments {
     /// Let it keep this many of the caller's descriptors after the standard streams; those of LISTEN_FDS come first
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub(super) preserve_fds: u32,
+    /// A cgroup below the container's that it is put into, for all controllers or some: [CONTROLLER,...:]PATH
+    #[arg(long, value_name = "CGROUP")]
+    cgroup: Vec<String>,
+    /// Join a paused container too, and wait until it goes on
+    #[arg(long)]
+    ignore_paused: bool,
     /// An AppArmor profile; this kernel's support is not used, so only an empty one is accepted
     #[arg(long, value_name = "PROFILE", hide = true)]
     apparmor: Option<String>,
@@ -94,7 +100,9 @@ impl ExecArguments {
             .stdio(stdio)
             .pid_file(self.pid_file.as_deref())
             .console_socket(self.console_socket.as_deref())
-            .preserved_descriptors(descriptors::preserved(self.preserve_fds));
+            .preserved_descriptors(descriptors::preserved(self.preserve_fds))
+            .cgroups(&self.cgroup)
+            .although_paused(self.ignore_paused);
         let mut executed = container.exec(options)?;
         for warning in executed.warnings() {
             log.warning(warning);
@@ -107,6 +115,18 @@ impl ExecArguments {
         match foreground {
             Some(foreground) => foreground.wait(executed.pidfd(), terminal),
             None => Ok(0),
+        }
+    }
+
+    /// Refuses what cannot be asked of a guest.
+    pub(super) fn check_for_guest(&self) -> Result<(), OciError> {
+        let options = [
+            (!self.cgroup.is_empty(), "--cgroup"),
+            (self.ignore_paused, "--ignore-paused"),
+        ];
+        match options.iter().find(|(is_given, _)| *is_given) {
+            Some((_, option)) => Err(OciError::ExecInGuest { option }),
+            None => Ok(()),
         }
     }
 

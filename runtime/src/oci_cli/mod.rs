@@ -214,6 +214,9 @@ impl Verb {
         if let Some(id) = self.container()
             && GuestContainer::exists(&global.root, id)
         {
+            if let Verb::Exec(arguments) = self {
+                arguments.check_for_guest()?;
+            }
             return guest::run(self, global, log);
         }
         match self {
