@@ -124,10 +124,15 @@ pub(crate) async fn add(request: &AddDiskRequest) -> Result<AddDiskResponse, Dis
     })
 }
 
+/// Whether a container's root is where those are that are disks.
+pub(crate) fn is_root(root: &Path) -> bool {
+    root.parent() == Some(Path::new(MOUNT_POINTS))
+}
+
 /// Leaves a root to the container that was made of it, which has a copy of the mount: what it writes is written back when
 /// it ends, and not by us.
 pub(crate) fn hand_over(root: &Path) -> Result<(), DiskError> {
-    if root.parent() != Some(Path::new(MOUNT_POINTS)) {
+    if !is_root(root) {
         return Ok(());
     }
     unmount(root, UnmountFlags::DETACH).map_err(step("unmounting", root))?;

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use container::{Bundle, Signal};
+use oci_spec::runtime::{Mount, Spec};
 use protocol::task::DeleteRequest;
 use tokio::time::{sleep, timeout};
 use ttrpc::{Code, Result};
 
 use super::{BUNDLES, TaskService, failed, name_of, refuse};
+use crate::disks;
 use crate::exit_status::ExitReceiver;
 
 /// How long a killed process may take to be gone.
@@ -66,7 +68,11 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
         .leave(id)
         .map_err(|error| failed("letting go of shared memory", error))?;
     let bundle = Path::new(BUNDLES).join(id);
-    if let Some(folder) = shared_folder(&bundle) {
+    // What cannot be read is about to be removed.
+    if let Some(folder) = Bundle::load(&bundle)
+        .ok()
+        .and_then(|bundle| shared_folder(bundle.spec()))
+    {
         tokio::spawn(forget(folder));
     }
     match fs::remove_dir_all(bundle) {
@@ -75,11 +81,23 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
     }
 }
 
-/// The folder of a container's files, its root and volumes, which the guest shares with its host.
-fn shared_folder(bundle: &Path) -> Option<PathBuf> {
-    // What cannot be read is about to be removed.
-    let bundle = Bundle::load(bundle).ok()?;
-    Some(bundle.spec().root().as_ref()?.path().parent()?.to_owned())
+/// The folder of what the container had of its host, its root and its volumes (`<folder>/rootfs`, `<folder>/volumes/<n>`).
+/// None if its root was a disk and it had no volumes.
+fn shared_folder(spec: &Spec) -> Option<PathBuf> {
+    let root = spec.root().as_ref()?.path();
+    if !disks::is_root(root) {
+        return root.parent().map(Path::to_owned);
+    }
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let volume = mounts.iter().find(|mount| is_bind(mount))?.source().as_ref()?;
+    volume.parent()?.parent().map(Path::to_owned)
+}
+
+/// Whether a mount is of what the host shares: nothing else of the guest is bound into containers.
+fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    mount.typ().as_deref() == Some("bind")
+        || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
 /// Looks for the folder once the host has taken it away. The guest's kernel remembers every name in it that was ever
@@ -131,4 +149,31 @@ async fn delete_added(service: &TaskService, id: &str, exec_id: &str, force: boo
 
 async fn ends_within(mut exit: ExitReceiver, patience: Duration) -> bool {
     timeout(patience, exit.wait_for(Option::is_some)).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn folder_of(root: &str, mounts: Value) -> Option<PathBuf> {
+        let config = json!({ "ociVersion": "1.0.2", "root": { "path": root }, "mounts": mounts });
+        shared_folder(&serde_json::from_value(config).unwrap())
+    }
+
+    #[test]
+    fn the_folder_of_a_container_is_told_by_its_root_or_by_its_volumes() {
+        let proc = json!({ "destination": "/proc", "type": "proc", "source": "/a/b/proc" });
+        let disk = json!({ "destination": "/disk", "type": "ext4", "source": "/dev/vdb" });
+        let volume =
+            json!({ "destination": "/v", "type": "bind", "source": "/run/bulkhead/shared/7f/volumes/2" });
+        let shared = Some(PathBuf::from("/run/bulkhead/shared/7f"));
+        for mounts in [json!([]), json!([proc, volume])] {
+            assert_eq!(folder_of("/run/bulkhead/shared/7f/rootfs", mounts), shared);
+        }
+        let root = "/run/bulkhead/disks/0a";
+        assert_eq!(folder_of(root, json!([proc, disk, volume])), shared);
+        assert_eq!(folder_of(root, json!([proc, disk])), None);
+    }
 }
