@@ -61,6 +61,21 @@ fn attendant(bundle: &OciContainer) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
+/// The processes on the host that stand for the container's.
+fn processes(bundle: &OciContainer) -> Vec<i32> {
+    serde_json::from_str(&bundle.on("ps", &["--format", "json"]).expect(0).stdout).unwrap()
+}
+
+/// A limit of the container's cgroup on the host, where its controllers are those of version 1.
+fn host_limit(bundle: &OciContainer, controller: &str, file: &str) -> Option<i64> {
+    let folder = std::path::Path::new("/sys/fs/cgroup").join(controller);
+    if !folder.join("tasks").exists() {
+        return None;
+    }
+    let file = folder.join(format!("bulkhead-{}", bundle.id())).join(file);
+    Some(fs::read_to_string(file).unwrap().trim().parse().unwrap())
+}
+
 /// The VMM, as it is written down in the container's folder.
 fn vmm(bundle: &OciContainer) -> Pid {
     let path = bundle
@@ -101,13 +116,13 @@ fn a_container_lives_through_every_verb() {
     let Some(mut bundle) = idle() else { return };
     bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
     let pid_file = bundle.scratch().join("pid");
-    bundle
-        .on(
-            "create",
-            &["--bundle", ".", "--pid-file", pid_file.to_str().unwrap()],
-        )
-        .expect(0);
+    let log_file = bundle.scratch().join("log");
+    let options = ["--log", log_file.to_str().unwrap(), "--log-format", "json"];
+    let mut creation = options.to_vec();
+    creation.extend(["--bundle", ".", "--pid-file", pid_file.to_str().unwrap()]);
+    bundle.on("create", &creation).expect(0);
     assert_eq!(bundle.status(), "created");
+    the_start_of_its_machine_is_told(&bundle, &fs::read_to_string(log_file).unwrap());
     assert_eq!(
         fs::read_to_string(pid_file).unwrap(),
         attendant(&bundle).as_raw_nonzero().to_string()
@@ -126,6 +141,13 @@ fn a_container_lives_through_every_verb() {
     exec.args(options).args([&id, "sh", "-c", script]);
     exec.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = exec.spawn().unwrap();
+    let init = attendant(&bundle).as_raw_nonzero().get();
+    wait_until(|| processes(&bundle).len() == 2);
+    assert!(processes(&bundle).contains(&init));
+    for pid in processes(&bundle) {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(command.contains("bulkhead-attendant"), "{command:?}");
+    }
     child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(9));
@@ -146,19 +168,19 @@ fn a_container_lives_through_every_verb() {
         .expect(1)
         .complains_of(&["--console-socket"]);
 
-    let listed = bundle.on("ps", &["--format", "json"]).expect(0).stdout;
-    assert_eq!(
-        serde_json::from_str::<Vec<u32>>(&listed).unwrap().len(),
-        2,
-        "{listed}"
-    );
+    assert_eq!(processes(&bundle), vec![init]);
+    // Not so in the guest, where what the last one left goes on.
     let table = bundle.on("ps", &[]).expect(0).stdout;
-    assert!(table.contains("sleep 600"), "{table}");
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(
+        table.contains("sleep 600") && table.contains("sleep 100"),
+        "{table}"
+    );
     let measured = bundle.on("events", &["--stats"]).expect(0).stdout;
     let measured: Value = serde_json::from_str(&measured).unwrap();
     assert_eq!(measured["type"], "stats");
     assert_eq!(measured["data"]["memory"]["usage"]["limit"], 64 << 20);
-    bundle.on("update", &["--memory", "48M"]).expect(0);
+    limits_follow_on_the_host(&bundle);
     let measured = bundle.on("events", &["--stats"]).expect(0).stdout;
     let measured: Value = serde_json::from_str(&measured).unwrap();
     assert_eq!(measured["data"]["memory"]["usage"]["limit"], 48 << 20);
@@ -170,10 +192,13 @@ fn a_container_lives_through_every_verb() {
     let listed = bundle.oci("list", &[]).expect(0).stdout;
     assert!(listed.contains(&id) && listed.contains("running"), "{listed}");
 
+    let begun = Instant::now();
     bundle.on("delete", &[]).expect(1).complains_of(&["is running"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let machine = vmm(&bundle);
     bundle.on("kill", &["KILL"]).expect(0);
     wait_until(|| bundle.status() == "stopped");
+    assert!(processes(&bundle).is_empty());
     // The machine ended with its only container.
     wait_until(|| !is_alive(machine));
     bundle
@@ -186,6 +211,77 @@ fn a_container_lives_through_every_verb() {
         .expect(1)
         .complains_of(&["does not exist"]);
     bundle.on("delete", &["--force"]).expect(0);
+}
+
+fn the_start_of_its_machine_is_told(bundle: &OciContainer, log: &str) {
+    let entry: Value = serde_json::from_str(log).unwrap();
+    assert_eq!(
+        (entry["level"].as_str(), &entry["vm"]),
+        (Some("info"), &state_of(bundle)["vm"])
+    );
+    let vm = &entry["vm"];
+    assert_eq!(vm["pid"], vmm(bundle).as_raw_nonzero().get());
+    assert_eq!((&vm["vcpus"], &vm["memory"]), (&json!(1), &json!(128 << 20)));
+    let phases = vm["start"]["phases"].as_array().unwrap();
+    let names: Vec<&str> = phases
+        .iter()
+        .map(|phase| phase["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        (&vm["start"]["origin"], &names[..]),
+        (&json!("template"), &["template", "clone", "prepare"][..])
+    );
+    assert!(
+        phases
+            .iter()
+            .all(|phase| phase["microseconds"].as_u64().unwrap() > 0),
+        "{vm}"
+    );
+    let message = entry["msg"].as_str().unwrap();
+    assert!(
+        message.contains("cloned from template") && message.contains("prepare"),
+        "{message}"
+    );
+}
+
+/// What the guest and the VMM need beside the containers, on the host.
+const OVERHEAD_MIB: i64 = 64 + 64;
+
+/// For a container of 64 MiB, which is left with 48.
+fn limits_follow_on_the_host(bundle: &OciContainer) {
+    let on_host = || {
+        [
+            host_limit(bundle, "memory", "memory.limit_in_bytes"),
+            host_limit(bundle, "cpu", "cpu.cfs_quota_us"),
+        ]
+    };
+    let before = on_host();
+    let [has_version_1, _] = before.map(|limit| limit.is_some());
+    let with_memory = |mib: i64| has_version_1.then_some((mib + OVERHEAD_MIB) << 20);
+    for (refused, complaint) in [
+        (&["--memory", "65M"][..], "128 MiB"),
+        (&["--cpu-quota", "150000"], "1 vCPU"),
+        (&["--cpuset-cpus", "0"], "linux.resources.cpu.cpus"),
+        // The guest's to refuse.
+        (
+            &["--memory", "40M", "--memory-swap", "30M"],
+            "linux.resources.memory.swap",
+        ),
+    ] {
+        bundle.on("update", refused).expect(1).complains_of(&[complaint]);
+        assert_eq!(on_host(), before, "{refused:?}");
+    }
+    let period = ["--cpu-quota", "90000", "--cpu-period", "100000"];
+    bundle
+        .on("update", &[&["--memory", "32M"][..], &period].concat())
+        .expect(0);
+    let memory = with_memory(32);
+    assert_eq!(on_host(), [memory, memory.map(|_| 90_000)]);
+    bundle
+        .on("update", &["--memory", "48M", "--cpu-quota", "-1"])
+        .expect(0);
+    let memory = with_memory(48);
+    assert_eq!(on_host(), [memory, memory.map(|_| -1)]);
 }
 
 #[test]

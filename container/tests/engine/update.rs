@@ -29,6 +29,10 @@ crate::tests!(
 
 fn running(config: Value) -> (TestBundle, Container) {
     let mut bundle = TestBundle::shell("sleep 600");
+    if config.get("memory").is_some() {
+        // A virtual machine does not grow: it is made as large as any limit that is set here.
+        bundle.config["annotations"]["io.kubernetes.cri.sandbox-memory"] = json!((512 << 20).to_string());
+    }
     bundle.config["linux"]["resources"] = config;
     let container = bundle
         .create(Stdio::Inherit)

@@ -34,12 +34,13 @@ use ttrpc::context::{Context, with_duration};
 use self::boot::{BootError, PREPARE_DEADLINE, Stage, StageFailure, stage};
 use self::machine_files::MachineFiles;
 use self::shared_directory::SharedDirectory;
-use self::start::{NewMachine, StartRecord, StartedMachine};
+use self::start::{NewMachine, StartedMachine};
 use self::task::{NewContainer, ProcessName};
 use self::vmm_process::{MachineEnd, VmmProcess};
 use crate::isolation::Isolation;
 use crate::sandbox::stdio::CopyEnd;
 use crate::sandbox::{ContainerRequest, ExitStatus, Sandbox, SandboxError};
+use crate::start_record::StartRecord;
 
 /// Fresh randomness for each guest, in bytes.
 const SEED: usize = 64;

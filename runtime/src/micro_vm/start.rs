@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use container::{PodCgroup, ProcessIdentity};
-use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use vmm::config::{
     MacAddress, MachineConfig, NetworkDevice, SharedDirectory as MachineDirectory, VsockConfig,
@@ -26,6 +25,7 @@ use super::vmm_process::VmmProcess;
 use crate::configuration::MicroVmConfiguration;
 use crate::pod_network::{PodNetwork, device_mac};
 use crate::sizing::MachineSize;
+use crate::start_record::{Origin, StartRecord};
 
 /// How often a template is obtained whose predecessor was removed while it was cloned.
 const CLONING_TRIES: u32 = 3;
@@ -70,45 +70,6 @@ pub struct StartedMachine {
     pub vmm: VmmProcess,
     /// What the agent tells unasked.
     pub events: UnixStream,
-}
-
-/// How a machine was started, and what each part took.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StartRecord {
-    /// From what.
-    pub origin: Origin,
-    /// The parts in their order, and their times in microseconds.
-    pub phases: Vec<(String, u64)>,
-}
-
-/// What a machine was started from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Origin {
-    /// It booted, as it was asked to.
-    #[default]
-    Boot,
-    /// It booted because it could not be cloned.
-    BootInsteadOfClone {
-        /// Why not.
-        reason: String,
-    },
-    /// It is a clone.
-    Clone {
-        /// The template's name.
-        template: String,
-        /// Whether the template was built for it.
-        built: bool,
-    },
-}
-
-impl StartRecord {
-    /// Notes that a part took from `begun` until now.
-    pub fn phase(&mut self, name: &str, begun: Instant) {
-        let microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.phases.push((name.to_owned(), microseconds));
-    }
 }
 
 /// Starts a machine as its configuration's policy says, and counts it where that says so.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::start::{Origin, StartRecord};
+use crate::start_record::{Origin, StartRecord};
 
 /// The file in the folder of metrics.
 const FILE: &str = "bulkhead_machines.prom";

@@ -11,8 +11,8 @@ use protocol::sandbox::ShutdownRequest;
 use protocol::stream::StreamId;
 use protocol::task::{
     CreateRequest, DeleteRequest, ExecRequest, KillRequest, PauseRequest, PidsRequest, Process,
-    ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateRequest,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitRequest,
+    ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, StateResponse, StatsRequest, Status,
+    UpdateRequest, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitRequest,
 };
 use serde_json::Value;
 use ttrpc::Code;
@@ -349,6 +349,20 @@ impl MicroVm {
     /// # Errors
     /// When the machine ends first.
     pub async fn has_container(&self, id: &str) -> Result<bool, SandboxError> {
+        Ok(self.state(id).await?.is_some())
+    }
+
+    /// Whether the first process of a container has ended, also where its output is still on its way.
+    ///
+    /// # Errors
+    /// When the machine ends first.
+    pub async fn has_ended(&self, id: &str) -> Result<bool, SandboxError> {
+        let state = self.state(id).await?;
+        Ok(state.is_none_or(|state| state.status.enum_value() == Ok(Status::STOPPED)))
+    }
+
+    /// What a container is doing; `None` where the agent knows none of that id.
+    async fn state(&self, id: &str) -> Result<Option<StateResponse>, SandboxError> {
         let request = StateRequest {
             id: id.to_owned(),
             ..StateRequest::default()
@@ -356,8 +370,8 @@ impl MicroVm {
         let asked = self.tasks.state(deadline(CALL_DEADLINE), &request);
         let known = async {
             match asked.await {
-                Ok(_) => Ok(true),
-                Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(false),
+                Ok(state) => Ok(Some(state)),
+                Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(None),
                 Err(error) => Err(error),
             }
         };

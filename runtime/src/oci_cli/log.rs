@@ -60,6 +60,19 @@ impl Log {
         self.write("warning", message);
     }
 
+    /// What is worth knowing later, with `details` under a name of their own where entries have members. Nobody is told
+    /// where there is no log.
+    #[cfg(feature = "microvm")]
+    pub(super) fn info(&self, message: &str, name: &str, details: &impl serde::Serialize) {
+        if self.file.is_none() {
+            return;
+        }
+        match serde_json::to_value(details) {
+            Ok(details) => self.append("info", message, Some((name, &details))),
+            Err(error) => eprintln!("bulkhead-oci: cannot write to the log: {error}"),
+        }
+    }
+
     /// What is done, if that was asked for.
     pub(super) fn debug(&self, message: impl FnOnce() -> String) {
         if self.debug {
@@ -68,28 +81,40 @@ impl Log {
     }
 
     fn write(&self, level: &str, message: &str) {
-        let Some(file) = &self.file else {
+        match &self.file {
+            Some(_) => self.append(level, message, None),
             // Errors are on standard error in any case.
-            if level != "error" {
-                eprintln!("bulkhead-oci: {level}: {message}");
-            }
-            return;
-        };
+            None if level == "error" => {}
+            None => eprintln!("bulkhead-oci: {level}: {message}"),
+        }
+    }
+
+    fn append(&self, level: &str, message: &str, details: Option<(&str, &serde_json::Value)>) {
+        let Some(file) = &self.file else { return };
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = line(self.format, &seconds(since_epoch), level, message);
+        let line = line(self.format, &seconds(since_epoch), level, message, details);
         if let Err(error) = file.borrow_mut().write_all(line.as_bytes()) {
             eprintln!("bulkhead-oci: cannot write to the log: {error}");
         }
     }
 }
 
-fn line(format: LogFormat, time: &str, level: &str, message: &str) -> String {
+fn line(
+    format: LogFormat,
+    time: &str,
+    level: &str,
+    message: &str,
+    details: Option<(&str, &serde_json::Value)>,
+) -> String {
     match format {
         LogFormat::Text => format!("{time} {level} {}\n", message.replace('\n', " ")),
-        LogFormat::Json => format!(
-            "{}\n",
-            serde_json::json!({ "level": level, "msg": message, "time": time })
-        ),
+        LogFormat::Json => {
+            let mut entry = serde_json::json!({ "level": level, "msg": message, "time": time });
+            if let Some((name, details)) = details {
+                entry[name] = details.clone();
+            }
+            format!("{entry}\n")
+        }
     }
 }
 
@@ -111,11 +136,14 @@ mod tests {
 
     #[test]
     fn a_message_stays_on_one_line_in_both_formats() {
-        let text = line(LogFormat::Text, "T", "error", "a\nb");
+        let details = serde_json::json!({ "c": "\n" });
+        let details = Some(("details", &details));
+        let text = line(LogFormat::Text, "T", "error", "a\nb", details);
         assert_eq!(text, "T error a b\n");
-        let json = line(LogFormat::Json, "T", "error", "a\n\"b\"");
+        let json = line(LogFormat::Json, "T", "error", "a\n\"b\"", details);
         assert_eq!(json.lines().count(), 1);
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed["msg"], "a\n\"b\"");
+        assert_eq!(parsed["details"]["c"], "\n");
     }
 }

@@ -24,6 +24,7 @@ mod spec;
 mod start;
 mod state;
 mod update;
+mod vm_state;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -58,7 +59,8 @@ struct GlobalOptions {
     /// The folder of the containers' states
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     root: PathBuf,
-    /// A file to which errors and warnings are appended; errors also go to standard error
+    /// A file to which errors and warnings are appended, and what the start of a virtual machine took; errors also go to
+    /// standard error
     #[arg(long, global = true, value_name = "FILE")]
     log: Option<PathBuf>,
     /// How the log is written
@@ -224,7 +226,7 @@ impl Verb {
             Verb::Run(arguments) => return arguments.run(global, log),
             Verb::Create(arguments) => arguments.run(global, log),
             Verb::Start(arguments) => arguments.run(global, log),
-            Verb::State(arguments) => arguments.run(global),
+            Verb::State(arguments) => arguments.run(global, log),
             Verb::Kill(arguments) => arguments.run(global, log),
             Verb::Delete(arguments) => arguments.run(global, log),
             Verb::Pause(arguments) => arguments.run(global, log),

@@ -6,10 +6,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use container::{Container, ContainerId, OciState, StateError};
 use serde::Serialize;
 
+use super::log::{Log, chain};
 use super::moment::nanoseconds;
+use super::vm_state::VmState;
 use super::{GlobalOptions, OciError, load, print_json};
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::record::GuestContainer;
+use crate::oci_pod::sandbox_record::PodSandbox;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StateArguments {
@@ -19,13 +22,32 @@ pub(super) struct StateArguments {
 }
 
 impl StateArguments {
-    pub(super) fn run(&self, global: &GlobalOptions) -> Result<(), OciError> {
+    pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
         let folder = Folder::of(&global.root, &self.id);
-        match GuestContainer::read(&folder)? {
-            Some(container) => print_json(&ContainerState::of_guest(&container)?),
-            None => print_json(&ContainerState::of(&load(global, &self.id)?)?),
-        }
+        let Some(container) = GuestContainer::read(&folder)? else {
+            return print_json(&ContainerState::of(&load(global, &self.id)?)?);
+        };
+        let sandbox = PodSandbox::read(&Folder::of_named(&global.root, &container.sandbox));
+        // What cannot be read there is no reason to keep the rest from a caller who wants to know whether it lives.
+        let sandbox = sandbox.unwrap_or_else(|error| {
+            log.warning(&chain(&error));
+            None
+        });
+        print_json(&GuestContainerState {
+            state: ContainerState::of_guest(&container)?,
+            vm: sandbox.map(|sandbox| VmState::of(sandbox, &container.sandbox)),
+        })
     }
+}
+
+/// The state of a container behind the microVM wall, with that of its machine.
+#[derive(Serialize)]
+struct GuestContainerState {
+    #[serde(flatten)]
+    state: ContainerState,
+    /// None before there is a machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm: Option<VmState>,
 }
 
 /// The state that the runtime specification defines, and what runc tells beside it.

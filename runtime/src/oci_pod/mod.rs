@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/<id>/            a container's folder, beside those of the containers on the host's kernel
 //!     container.json          what is known of it: its sandbox, its attendant, where it is in its life
-//!     config.json             its configuration as it was when it was created
+//!     config.json             its configuration as it was when it was created, but for limits that were changed since
 //!     sandbox.json, vm/       if it was the first of its pod: the virtual machine
 //!     disks.json, disks.lock  the disks that containers have brought into it, if they have
 //! ```
@@ -18,6 +18,7 @@ pub const DEFAULT_ROOT: &str = "/run/bulkhead-oci";
 
 pub mod folder;
 pub mod record;
+pub mod sandbox_record;
 
 #[cfg(feature = "microvm")]
 pub mod attendant;
@@ -27,5 +28,7 @@ pub mod disks;
 pub mod guest_configuration;
 #[cfg(feature = "microvm")]
 pub mod membership;
+#[cfg(feature = "microvm")]
+pub mod new_limits;
 #[cfg(feature = "microvm")]
 pub mod sandbox;

@@ -5,14 +5,15 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::str::FromStr;
 
-use container::{ContainerId, PodCgroup, ProcessIdentity};
-use serde::{Deserialize, Serialize};
+use container::{ContainerId, PodCgroup};
+use serde::Serialize;
 use serde_json::Value;
 use vmm::config::NetworkRateLimit;
 use vmm::devices::rate_limiter::RateLimit;
 
 use super::folder::{Folder, FolderError};
 use super::membership::namespaces;
+pub use super::sandbox_record::{PodSandbox, RECORD};
 use crate::annotations::{
     MACHINE_MEMORY_ANNOTATION, MACHINE_VCPUS_ANNOTATION, NETWORK_RECEIVE_ANNOTATION,
     NETWORK_TRANSMIT_ANNOTATION,
@@ -22,34 +23,23 @@ use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::boot::BootError;
 use crate::micro_vm::machine_files::MachineFiles;
-use crate::micro_vm::start::{Life, NewMachine, StartRecord};
+use crate::micro_vm::start::{Life, NewMachine};
 use crate::pod_network::{PodNetwork, PodNetworkError};
 use crate::sizing::{HOST_OVERHEAD_MIB, MachineSize, PodLimits, TooLarge, machine_size};
+use crate::start_record::StartRecord;
 
-/// The record's file in the first container's folder.
-pub const RECORD: &str = "sandbox.json";
+/// How containerd's CRI plugin says what all containers of a pod may use together.
+pub const MEMORY_ANNOTATION: &str = "io.kubernetes.cri.sandbox-memory";
+/// The same of processor time in each period, in microseconds.
+const CPU_QUOTA_ANNOTATION: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+/// And of the period.
+const CPU_PERIOD_ANNOTATION: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// The machine's folder in the first container's.
 const MACHINE: &str = "vm";
 
 /// How long a VMM that was killed may take to be gone.
 const KILL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// A pod's virtual machine.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PodSandbox {
-    /// Its VMM.
-    pub machine: ProcessIdentity,
-    /// Whether it waits for other containers when its first one has ended.
-    pub of_a_pod: bool,
-    /// Its memory in MiB.
-    pub memory_mib: u32,
-    /// Its virtual processors.
-    pub vcpus: u8,
-    /// How it was started.
-    pub start: StartRecord,
-}
 
 /// Why a pod has no virtual machine.
 #[derive(Debug, thiserror::Error)]
@@ -139,24 +129,21 @@ impl PodSandbox {
     pub fn limits_on_host(config: &Value) -> Result<container::PodLimits, PodSandboxError> {
         let asked = Asked::of(config);
         let size = machine_size(&asked.limits())?;
-        let quota = asked.cpu_quota.limit;
-        Ok(container::PodLimits {
-            memory: Some((u64::from(size.memory_mib) + HOST_OVERHEAD_MIB) << 20),
-            cpu_quota: quota,
-            cpu_period: asked.cpu_period.limit.filter(|_| quota.is_some()),
-            cpu_shares: config
-                .pointer("/linux/resources/cpu/shares")
-                .and_then(Value::as_u64)
-                .filter(|&shares| shares > 0),
-        })
+        Ok(asked.limits_around(size.memory_mib))
     }
 
-    /// The sandbox whose first container has this folder; `None` where there is none.
+    /// The same for this machine once its first container has other limits. What that leaves without a limit may use all
+    /// that the machine has.
     ///
     /// # Errors
-    /// When its record cannot be read.
-    pub fn read(folder: &Folder) -> Result<Option<Self>, FolderError> {
-        folder.read(RECORD)
+    /// When the pod asks for more than a machine can have.
+    pub fn new_limits_on_host(&self, config: &Value) -> Result<container::PodLimits, PodSandboxError> {
+        let asked = Asked::of(config);
+        let memory_mib = match asked.memory.limit {
+            Some(_) => machine_size(&asked.limits())?.memory_mib.min(self.memory_mib),
+            None => self.memory_mib,
+        };
+        Ok(asked.limits_around(memory_mib))
     }
 
     /// The sandbox that container `id` founded.
@@ -206,6 +193,8 @@ pub struct Asked {
     pub machine_memory_mib: Option<u32>,
     /// Processors of the machine itself.
     pub machine_vcpus: Option<u8>,
+    /// The share of the processors where they are wanted by more.
+    pub cpu_shares: Option<u64>,
 }
 
 /// A limit, and where it was read.
@@ -221,23 +210,26 @@ impl Asked {
     /// What this configuration asks for.
     pub fn of(config: &Value) -> Self {
         Self {
-            memory: Said::by(
-                config,
-                "io.kubernetes.cri.sandbox-memory",
-                "/linux/resources/memory/limit",
-            ),
-            cpu_quota: Said::by(
-                config,
-                "io.kubernetes.cri.sandbox-cpu-quota",
-                "/linux/resources/cpu/quota",
-            ),
-            cpu_period: Said::by(
-                config,
-                "io.kubernetes.cri.sandbox-cpu-period",
-                "/linux/resources/cpu/period",
-            ),
+            memory: Said::by(config, MEMORY_ANNOTATION, "/linux/resources/memory/limit"),
+            cpu_quota: Said::by(config, CPU_QUOTA_ANNOTATION, "/linux/resources/cpu/quota"),
+            cpu_period: Said::by(config, CPU_PERIOD_ANNOTATION, "/linux/resources/cpu/period"),
+            cpu_shares: config
+                .pointer("/linux/resources/cpu/shares")
+                .and_then(Value::as_u64)
+                .filter(|&shares| shares > 0),
             machine_memory_mib: number(config, MACHINE_MEMORY_ANNOTATION),
             machine_vcpus: number(config, MACHINE_VCPUS_ANNOTATION),
+        }
+    }
+
+    /// What a machine of so much memory may use of the host with what stands beside it.
+    fn limits_around(&self, memory_mib: u32) -> container::PodLimits {
+        let quota = self.cpu_quota.limit;
+        container::PodLimits {
+            memory: Some((u64::from(memory_mib) + HOST_OVERHEAD_MIB) << 20),
+            cpu_quota: quota,
+            cpu_period: self.cpu_period.limit.filter(|_| quota.is_some()),
+            cpu_shares: self.cpu_shares,
         }
     }
 

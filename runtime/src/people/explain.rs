@@ -118,6 +118,7 @@ fn of_options(configuration: &Configuration, arguments: &Arguments) -> anyhow::R
             cpu_period: said(quota.map(|_| CpuCount::PERIOD), "--cpus"),
             machine_memory_mib: None,
             machine_vcpus: None,
+            cpu_shares: None,
         };
         explanation.size(&asked, &pod_limits(arguments.memory, arguments.cpus))?;
     }

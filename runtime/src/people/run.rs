@@ -20,7 +20,7 @@ use crate::isolation::Isolation;
 use crate::kvm;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
-use crate::micro_vm::start::{Life, NewMachine, StartRecord};
+use crate::micro_vm::start::{Life, NewMachine};
 use crate::micro_vm::template::TemplatePolicy;
 use crate::pod_network::PodNetwork;
 use crate::sandbox::directory::SandboxDirectory;
@@ -29,6 +29,7 @@ use crate::sandbox::shared_kernel::SharedKernel;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ContainerRequest, Sandbox, SandboxError};
 use crate::sizing::machine_size;
+use crate::start_record::StartRecord;
 use crate::terminal::{self, RawTerminal};
 
 /// How much of an id is a hostname, as with other container tools.

@@ -8,7 +8,7 @@ use container::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::isolation::Isolation;
-use crate::micro_vm::start::StartRecord;
+use crate::start_record::StartRecord;
 
 /// The file within a sandbox's directory.
 const FILE: &str = "record.json";

@@ -18,6 +18,7 @@ use crate::configuration::MicroVmConfiguration;
 use crate::kvm;
 use crate::oci_cli::create::Creation;
 use crate::oci_cli::log::{Log, chain};
+use crate::oci_cli::vm_state::{self, VmState};
 use crate::oci_cli::{GlobalOptions, OciError, descriptors};
 use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ContainerPlan};
 use crate::oci_pod::disks;
@@ -211,6 +212,9 @@ impl Making<'_> {
         }
         let identity = attendant.identity();
         attendant.go_on()?;
+        if matches!(self.membership, Membership::Founder { .. }) {
+            self.tell_of_start(&sandbox);
+        }
         self.log.debug(|| {
             format!(
                 "created container {} in the microVM of process {}, attended by process {}",
@@ -221,6 +225,16 @@ impl Making<'_> {
             attendant: identity,
             terminal,
         })
+    }
+
+    /// Says in the log what the start of the machine took. Last of all: a caller that is told of a failure reads that alone.
+    fn tell_of_start(&self, sandbox: &PodSandbox) {
+        let message = format!(
+            "the microVM of process {} was {}",
+            sandbox.machine.pid, sandbox.start
+        );
+        let state = VmState::of(sandbox.clone(), self.creation.id.as_str());
+        self.log.info(&message, vm_state::NAME, &state);
     }
 
     /// The network that hooks have made, in a namespace that is there for that. They run before there is a machine then,

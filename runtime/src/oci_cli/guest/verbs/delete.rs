@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::found::{Found, KILL_PATIENCE};
 use super::{GuestError, event_loop};
-use crate::kill_process::{ends_within, kill_and_wait};
+use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::shared_directory::SharedDirectory;
 use crate::oci_cli::delete::DeleteArguments;
@@ -20,9 +20,8 @@ use crate::oci_pod::folder::{Folder, FolderError};
 use crate::oci_pod::record::{GuestContainer, RECORD};
 use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
 
-/// How long a program that runs is given to end by itself: callers delete a container once they have killed it or seen its
-/// last sign of life, and its guest has yet to tell of its end.
-const LAST_MOMENTS: Duration = Duration::from_secs(3);
+/// How long the agent may take to say whether a container runs.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the agent may take to remove a container whose sandbox lives on.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,14 +67,28 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
     Ok(found.folder.remove()?)
 }
 
+/// Whether the container, for which an attendant stands still, is about to be stopped: callers delete one once they have
+/// seen its last sign of life, and the host has yet to hear of its end.
 fn is_ending(found: &Found) -> Result<bool, GuestError> {
-    let (Status::Running, Some(attendant)) = (found.status()?, found.container.attendant) else {
+    if found.status()? != Status::Running {
         return Ok(false);
-    };
-    ends_within(attendant, LAST_MOMENTS).map_err(|source| GuestError::Process {
-        doing: "wait for",
-        source,
-    })
+    }
+    let has_ended = event_loop()?.block_on(async {
+        let look = async {
+            found
+                .machine()
+                .await?
+                .has_ended(found.id.as_str())
+                .await
+                .map_err(GuestError::from)
+        };
+        timeout(LOOK_PATIENCE, look).await
+    });
+    match has_ended {
+        Ok(Ok(false)) => Ok(false),
+        // A machine that does not answer is perhaps ending itself.
+        _ => found.ends(),
+    }
 }
 
 /// Has a guest that lives write back what its containers wrote to disks, which ends them.

@@ -12,6 +12,7 @@ use crate::oci_pod::disks::DiskError;
 use crate::oci_pod::folder::FolderError;
 use crate::oci_pod::guest_configuration::GuestConfigurationError;
 use crate::oci_pod::membership::MembershipError;
+use crate::oci_pod::new_limits::NewLimitsError;
 use crate::oci_pod::sandbox::PodSandboxError;
 use crate::sandbox::SandboxError;
 
@@ -51,6 +52,12 @@ pub enum GuestError {
     /// Its cgroup on the host could not be made or removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// What may be used of the host could not be changed.
+    #[error("changing what the microVM may use of the host")]
+    HostLimits(#[source] CgroupError),
+    /// Its machine cannot follow new limits.
+    #[error(transparent)]
+    NewLimits(#[from] NewLimitsError),
     /// Its sandbox could not be had.
     #[error(transparent)]
     Sandbox(#[from] PodSandboxError),

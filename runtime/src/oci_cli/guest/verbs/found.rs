@@ -6,7 +6,7 @@ use container::{ContainerId, OciState, Status};
 use rustix::io::Errno;
 
 use super::GuestError;
-use crate::kill_process::kill_and_wait;
+use crate::kill_process::{ends_within, kill_and_wait};
 use crate::micro_vm::MicroVm;
 use crate::oci_cli::GlobalOptions;
 use crate::oci_pod::folder::{Folder, FolderLock};
@@ -15,6 +15,10 @@ use crate::oci_pod::sandbox::{PodSandbox, machine_files};
 
 /// How long an attendant that was killed may take to be gone.
 pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long an attendant may take to follow its process, which has ended or is about to: the agent has yet to reap it, and
+/// its output to be handed on.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 /// What is written down of a container.
 pub(super) struct Found {
@@ -61,6 +65,28 @@ impl Found {
             .attendant
             .map_or(Ok(()), |attendant| kill_and_wait(attendant, KILL_PATIENCE));
         ended.map_err(|source| GuestError::Process { doing: "end", source })
+    }
+
+    /// Whether the container has ended, or does within its last moments.
+    pub(super) fn ends(&self) -> Result<bool, GuestError> {
+        let ends = self
+            .container
+            .attendant
+            .map_or(Ok(true), |attendant| ends_within(attendant, LAST_MOMENTS));
+        ends.map_err(|source| GuestError::Process {
+            doing: "wait for",
+            source,
+        })
+    }
+
+    /// The processes on the host that stand for those of the container: one for its first, and one for each that was added
+    /// to it and has not ended. Beside them only the VMM is in the container's cgroup, if it founded its sandbox.
+    pub(super) fn attendants(&self) -> Result<Vec<i32>, GuestError> {
+        let machine = PodSandbox::read(&self.folder)?.map(|sandbox| sandbox.machine.pid);
+        let mut processes = self.container.cgroup.processes()?;
+        processes.retain(|&pid| Some(pid) != machine);
+        processes.sort_unstable();
+        Ok(processes)
     }
 
     /// Ends a container whose agent does not: to whoever waits for it at once, and with its machine if that is its alone. A

@@ -37,6 +37,8 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
         }
     });
     match sent {
+        // To callers a container that they have killed has ended, and can be deleted.
+        Some(Ok(())) if arguments.signal == Signal::KILL => drop(found.ends()?),
         Some(Ok(())) => {}
         Some(Err(error)) if arguments.signal != Signal::KILL || found.status()? == Status::Stopped => {
             return Err(error.into());

@@ -1,4 +1,5 @@
-//! `ps`: the processes of a container, as its guest numbers them.
+//! `ps`: the processes of a container. People get a table of those in the guest, as its kernel numbers them. Programs get
+//! the numbers of what stands for these on the host, where they look them up, as `docker top` does.
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,19 @@ pub(super) fn ps(arguments: &PsArguments, global: &GlobalOptions) -> Result<(), 
         return Err(GuestError::PsOptions.into());
     }
     let found = Found::look(global, &arguments.id)?;
+    match arguments.format {
+        Format::Json => {
+            let mut text =
+                serde_json::to_vec(&found.attendants()?).map_err(|error| OciError::Output(error.into()))?;
+            text.push(b'\n');
+            print(&text)
+        }
+        Format::Table => print(table(&processes(&found)?).as_bytes()),
+    }
+}
+
+/// The processes in the guest.
+fn processes(found: &Found) -> Result<Vec<Process>, GuestError> {
     let listed = event_loop()?.block_on(async {
         let machine = found.machine().await?;
         Ok::<_, GuestError>(machine.processes(found.id.as_str()).await?)
@@ -25,15 +39,7 @@ pub(super) fn ps(arguments: &PsArguments, global: &GlobalOptions) -> Result<(), 
         listed => listed?,
     };
     processes.sort_unstable_by_key(|process| process.pid);
-    match arguments.format {
-        Format::Json => {
-            let numbers: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-            let mut text = serde_json::to_vec(&numbers).map_err(|error| OciError::Output(error.into()))?;
-            text.push(b'\n');
-            print(&text)
-        }
-        Format::Table => print(table(&processes).as_bytes()),
-    }
+    Ok(processes)
 }
 
 fn table(processes: &[Process]) -> String {
