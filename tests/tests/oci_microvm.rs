@@ -7,8 +7,8 @@
 )]
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::net::UnixListener;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -187,7 +187,7 @@ fn a_container_lives_through_every_verb() {
 
     bundle.on("pause", &[]).expect(0);
     assert_eq!(bundle.status(), "paused");
-    bundle.on("resume", &[]).expect(0);
+    its_machine_stands_still_until_it_is_resumed(&bundle);
     assert_eq!(bundle.status(), "running");
     let listed = bundle.oci("list", &[]).expect(0).stdout;
     assert!(listed.contains(&id) && listed.contains("running"), "{listed}");
@@ -196,6 +196,7 @@ fn a_container_lives_through_every_verb() {
     bundle.on("delete", &[]).expect(1).complains_of(&["is running"]);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let machine = vmm(&bundle);
+    bundle.on("pause", &[]).expect(0);
     bundle.on("kill", &["KILL"]).expect(0);
     wait_until(|| bundle.status() == "stopped");
     assert!(processes(&bundle).is_empty());
@@ -242,6 +243,37 @@ fn the_start_of_its_machine_is_told(bundle: &OciContainer, log: &str) {
         message.contains("cloned from template") && message.contains("prepare"),
         "{message}"
     );
+}
+
+/// The guest is not to be reached, but by verbs that it goes on for.
+fn its_machine_stands_still_until_it_is_resumed(bundle: &OciContainer) {
+    let socket = bundle
+        .scratch()
+        .join("states")
+        .join(bundle.id())
+        .join("vm/vsock.sock");
+    let call = || {
+        // The agent's port. The guest's kernel answers who calls it.
+        let mut agent = UnixStream::connect(&socket).unwrap();
+        agent.write_all(b"CONNECT 1024\n").unwrap();
+        agent.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        agent
+    };
+    let mut answer = [0; 2];
+    assert!(call().read_exact(&mut answer).is_err());
+    let table = bundle.on("ps", &[]).expect(0).stdout;
+    assert!(table.contains("sleep 600"), "{table}");
+    bundle.on("update", &["--pids-limit", "50"]).expect(0);
+    bundle
+        .oci("exec", &[&bundle.id(), "true"])
+        .expect(1)
+        .complains_of(&["is paused"]);
+    let mut agent = call();
+    assert!(agent.read_exact(&mut answer).is_err());
+    bundle.on("resume", &[]).expect(0);
+    agent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    agent.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK");
 }
 
 /// What the guest and the VMM need beside the containers, on the host.
@@ -300,6 +332,14 @@ fn whatever_dies_the_others_notice_and_delete_cleans_up() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert!(!is_alive(machine));
     }
+    // One that stands still.
+    start(&bundle);
+    bundle.on("pause", &[]).expect(0);
+    let machine = vmm(&bundle);
+    let begun = Instant::now();
+    delete(&bundle);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(!is_alive(machine));
     // Another version's record.
     start(&bundle);
     let machine = vmm(&bundle);
@@ -423,10 +463,20 @@ fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
             let same = inside(&bundle.id(), &path) == inside(&sibling.id, &path);
             assert_eq!(same, shared, "{what}");
         }
+        // The machine goes on for the other one.
+        bundle.on("pause", &[]).expect(0);
+        inside(&sibling.id, "/proc/self");
+        bundle.on("resume", &[]).expect(0);
         bundle.oci("delete", &["--force", &sibling.id]).expect(0);
         assert!(is_alive(machine));
         assert_eq!(bundle.status(), "running");
     }
+    bundle.on("pause", &[]).expect(0);
+    bundle
+        .oci("create", &["--bundle", folder, &sibling.id])
+        .expect(1)
+        .complains_of(&["is paused"]);
+    bundle.on("resume", &[]).expect(0);
     bundle.oci("create", &["--bundle", folder, &sibling.id]).expect(0);
     // The first one's end is the pod's.
     delete(&bundle);

@@ -73,6 +73,25 @@ impl GuestContainer {
         root.join(id).join(RECORD).exists()
     }
 
+    /// Whether no other container below `root` is in the sandbox of container `id`, as far as can be read.
+    ///
+    /// # Errors
+    /// When one's record cannot be read: it may be of that sandbox.
+    pub fn is_alone(root: &Path, id: &str) -> Result<bool, FolderError> {
+        let failed = |source| FolderError::Io {
+            doing: "list",
+            path: root.to_owned(),
+            source,
+        };
+        for entry in std::fs::read_dir(root).map_err(failed)? {
+            let folder = Folder::at(&entry.map_err(failed)?.path());
+            if Self::read(&folder)?.is_some_and(|other| other.sandbox == id && other.id != id) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes the record to the folder.
     ///
     /// # Errors
@@ -145,6 +164,30 @@ mod tests {
             attendant,
             guest_pid: 7,
         }
+    }
+
+    #[test]
+    fn a_container_is_alone_until_another_joins_its_sandbox() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |id: &str, sandbox: &str| {
+            let folder = Folder::create(root.path(), &id.parse().unwrap()).unwrap();
+            let record = GuestContainer {
+                id: id.to_owned(),
+                sandbox: sandbox.to_owned(),
+                ..container(Stage::Created, None)
+            };
+            record.write(&folder).unwrap();
+        };
+        write("web", "web");
+        write("other", "other");
+        // As that of a container on the host's kernel.
+        Folder::create(root.path(), &"third".parse().unwrap()).unwrap();
+        let is_alone = || GuestContainer::is_alone(root.path(), "web");
+        assert!(is_alone().unwrap());
+        write("side", "web");
+        assert!(!is_alone().unwrap());
+        std::fs::write(root.path().join("side").join(RECORD), "{").unwrap();
+        assert!(is_alone().is_err());
     }
 
     #[test]

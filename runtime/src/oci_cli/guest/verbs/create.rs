@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use container::{Bundle, HostHooks, OciState, PodCgroup, PodLimits};
+use container::{Bundle, ContainerId, HostHooks, OciState, PodCgroup, PodLimits, Status};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
@@ -76,7 +76,10 @@ pub(super) fn make(
     let mut fit = config.clone();
     let sandbox = match &membership {
         Membership::Founder { .. } => &creation.id,
-        Membership::Member(sandbox) => sandbox,
+        Membership::Member(sandbox) => {
+            refuse_paused(&global.root, sandbox)?;
+            sandbox
+        }
     };
     let shared_memory = fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
     disks::check(&config, directory)?;
@@ -107,6 +110,18 @@ pub(super) fn make(
         }
     }
     made
+}
+
+/// The machine of a container that is paused may stand still.
+fn refuse_paused(root: &Path, founder: &ContainerId) -> Result<(), GuestError> {
+    match GuestContainer::read(&Folder::of(root, founder))? {
+        Some(GuestContainer { paused: true, .. }) => Err(GuestError::Status {
+            id: founder.clone(),
+            status: Status::Paused,
+            needed: "its sandbox can be joined when it is resumed",
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// A container that is being made.
@@ -159,10 +174,14 @@ impl Making<'_> {
                 });
                 (started?, self.folder.clone())
             }
-            Membership::Member(id) => (
-                PodSandbox::founded_by(&self.global.root, id)?,
-                Folder::of(&self.global.root, id),
-            ),
+            Membership::Member(id) => {
+                // Who paused it since has not seen us, or we see it now.
+                refuse_paused(&self.global.root, id)?;
+                (
+                    PodSandbox::founded_by(&self.global.root, id)?,
+                    Folder::of(&self.global.root, id),
+                )
+            }
         };
         let has_terminal = self.has_terminal();
         let mut fit = self.fit.clone();
@@ -338,7 +357,7 @@ impl Making<'_> {
         OciState {
             oci_version: spec.version().clone(),
             id: self.creation.id.to_string(),
-            status: container::Status::Creating,
+            status: Status::Creating,
             pid: None,
             bundle: self.bundle.directory().to_owned(),
             annotations,

@@ -97,7 +97,11 @@ fn write_back(found: &Found, sandbox: &PodSandbox) -> Result<(), GuestError> {
         return Ok(());
     }
     event_loop()?.block_on(async {
-        let shut_down = async { Ok(found.machine().await?.shut_down().await?) };
+        let shut_down = async {
+            // It may stand still.
+            found.go_on().await?;
+            Ok(found.machine().await?.shut_down().await?)
+        };
         timeout(AGENT_PATIENCE, shut_down)
             .await
             .unwrap_or(Err(GuestError::SilentAgent(AGENT_PATIENCE)))

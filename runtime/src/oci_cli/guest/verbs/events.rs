@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use container::Status;
 use serde_json::{Map, Value};
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{MissedTickBehavior, interval_at, sleep};
 
 use super::found::Found;
 use super::{GuestError, event_loop};
 use crate::micro_vm::MicroVm;
 use crate::oci_cli::events::{EventsArguments, tell_out_of_memory, tell_use};
 use crate::oci_cli::{GlobalOptions, OciError};
+use crate::oci_pod::record::GuestContainer;
 
 /// As many processes at most are told of that the guest says have been killed at once.
 const MOST_TOLD_AT_ONCE: u64 = 1000;
@@ -21,10 +22,20 @@ pub(super) fn events(arguments: &EventsArguments, global: &GlobalOptions) -> Res
         return Err(OciError::Stopped(arguments.id.clone()));
     }
     event_loop()?.block_on(async {
-        let machine = found.machine().await?;
         if arguments.stats {
-            return measure(&machine, &found).await;
+            return found
+                .call(async |machine: &MicroVm| measure(machine, &found).await)
+                .await;
         }
+        // Nothing happens to one that is paused, and its machine may stand still.
+        loop {
+            match Found::look(global, &arguments.id)?.status()? {
+                Status::Paused => sleep(arguments.interval).await,
+                Status::Stopped => return Ok(()),
+                _ => break,
+            }
+        }
+        let machine = found.machine().await?;
         match follow(&machine, &found, arguments.interval).await {
             // The machine ends with its last container: that is the last of its events, and no failure.
             Err(_) if matches!(found.status()?, Status::Stopped) => Ok(()),
@@ -70,7 +81,12 @@ async fn follow(machine: &MicroVm, found: &Found, interval: Duration) -> Result<
                     known = changed.kills;
                     break;
                 }
-                _ = ticks.tick() => measure(machine, found).await?,
+                _ = ticks.tick() => {
+                    let now = GuestContainer::read(&found.folder).map_err(GuestError::from)?;
+                    if !now.is_some_and(|now| now.paused) {
+                        measure(machine, found).await?;
+                    }
+                }
             }
         }
     }

@@ -7,7 +7,8 @@ use rustix::io::Errno;
 
 use super::GuestError;
 use crate::kill_process::{ends_within, kill_and_wait};
-use crate::micro_vm::MicroVm;
+use crate::micro_vm::machine_files::MachineFiles;
+use crate::micro_vm::{MicroVm, standstill};
 use crate::oci_cli::GlobalOptions;
 use crate::oci_pod::folder::{Folder, FolderLock};
 use crate::oci_pod::record::GuestContainer;
@@ -120,8 +121,49 @@ impl Found {
 
     /// Speaks to the agent.
     pub(super) async fn machine(&self) -> Result<MicroVm, GuestError> {
-        let files = machine_files(&self.sandbox_folder);
-        Ok(MicroVm::join(self.sandbox()?.machine, &files).await?)
+        Ok(MicroVm::join(self.sandbox()?.machine, &self.machine_files()).await?)
+    }
+
+    /// Has the agent do something. A machine that stands still goes on for as long; the container stays frozen.
+    pub(super) async fn call<T, E: From<GuestError>>(
+        &self,
+        work: impl AsyncFnOnce(&MicroVm) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let stands_still = self.status()? == Status::Paused && self.is_alone();
+        if stands_still {
+            self.go_on().await?;
+        }
+        let done = async { work(&self.machine().await?).await }.await;
+        if stands_still {
+            let stands_again = self.stand_still().await;
+            let done = done?;
+            stands_again?;
+            return Ok(done);
+        }
+        done
+    }
+
+    /// Whether its machine is there for it alone, and is to stand still with it.
+    pub(super) fn is_alone(&self) -> bool {
+        let root = self.folder.path().parent();
+        // Where that cannot be told, the machine goes on for whoever else there may be.
+        self.container.sandbox == self.id.as_str()
+            && root
+                .is_some_and(|root| GuestContainer::is_alone(root, &self.container.sandbox).unwrap_or(false))
+    }
+
+    /// Keeps the container's machine from doing anything.
+    pub(super) async fn stand_still(&self) -> Result<(), GuestError> {
+        Ok(standstill::begin(&self.machine_files()).await?)
+    }
+
+    /// Lets it go on.
+    pub(super) async fn go_on(&self) -> Result<(), GuestError> {
+        Ok(standstill::end(&self.machine_files()).await?)
+    }
+
+    fn machine_files(&self) -> MachineFiles {
+        machine_files(&self.sandbox_folder)
     }
 }
 

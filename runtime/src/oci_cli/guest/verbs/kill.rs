@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::found::Found;
 use super::{GuestError, event_loop};
+use crate::micro_vm::MicroVm;
 use crate::micro_vm::task::ProcessName;
 use crate::oci_cli::kill::KillArguments;
 use crate::oci_cli::log::{Log, chain};
@@ -24,16 +25,21 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
         "container not running, so there is no process to send a signal to",
     )?;
     let sent = event_loop()?.block_on(async {
-        let send = async {
-            let machine = found.machine().await?;
-            let name = ProcessName::init(found.id.as_str());
-            let number = arguments.signal.number();
-            Ok::<_, GuestError>(machine.signal(name, number, arguments.all).await?)
-        };
+        let name = ProcessName::init(found.id.as_str());
+        let number = arguments.signal.number();
+        let send =
+            async |machine: &MicroVm| Ok::<_, GuestError>(machine.signal(name, number, arguments.all).await?);
         if arguments.signal == Signal::KILL {
+            let send = async {
+                // It ends, and its machine is not to stand still before that.
+                if found.container.paused && found.is_alone() {
+                    found.go_on().await?;
+                }
+                send(&found.machine().await?).await
+            };
             timeout(KILL_PATIENCE, send).await.ok()
         } else {
-            Some(send.await)
+            Some(found.call(send).await)
         }
     });
     match sent {

@@ -1,10 +1,11 @@
-//! `pause` and `resume`: one container's processes, by the freezer of its cgroup in the guest.
+//! `pause` and `resume`: a container's processes, by the freezer of its cgroup in the guest, and where it is alone in its
+//! machine that too, so that it takes no processor time, and a guest that does not do as it is told stands still as well.
 
 use container::{ContainerId, Status};
 
 use super::found::Found;
 use super::{GuestError, event_loop};
-use crate::oci_cli::log::Log;
+use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError};
 
 pub(super) fn pause(id: &ContainerId, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
@@ -13,9 +14,7 @@ pub(super) fn pause(id: &ContainerId, global: &GlobalOptions, log: &Log) -> Resu
         &[Status::Created, Status::Running],
         "only one that is created or running can be paused",
     )?;
-    call(&found, true)?;
-    found.container.paused = true;
-    found.container.write(&found.folder)?;
+    event_loop()?.block_on(freeze(&mut found, log))?;
     log.debug(|| format!("paused container {id}"));
     Ok(())
 }
@@ -27,22 +26,36 @@ pub(super) fn resume(id: &ContainerId, global: &GlobalOptions, log: &Log) -> Res
         &[Status::Paused, Status::Running, Status::Created],
         "only one that is paused can be resumed",
     )?;
-    call(&found, false)?;
-    found.container.paused = false;
-    found.container.write(&found.folder)?;
+    event_loop()?.block_on(thaw(&mut found))?;
     log.debug(|| format!("resumed container {id}"));
     Ok(())
 }
 
-fn call(found: &Found, pause: bool) -> Result<(), GuestError> {
-    event_loop()?.block_on(async {
-        let machine = found.machine().await?;
-        let id = found.id.as_str();
-        if pause {
-            machine.pause(id).await?;
-        } else {
-            machine.resume(id).await?;
-        }
-        Ok(())
-    })
+async fn freeze(found: &mut Found, log: &Log) -> Result<(), GuestError> {
+    found.machine().await?.pause(found.id.as_str()).await?;
+    // Before it is looked who else is in the machine: who joins it writes that down before looking here.
+    note(found, true)?;
+    if !found.is_alone() {
+        return Ok(());
+    }
+    let stands_still = found.stand_still().await;
+    if stands_still.is_err()
+        && let Err(left) = thaw(found).await
+    {
+        log.warning(&chain(&left));
+    }
+    stands_still
+}
+
+async fn thaw(found: &mut Found) -> Result<(), GuestError> {
+    if found.container.sandbox == found.id.as_str() {
+        found.go_on().await?;
+    }
+    found.machine().await?.resume(found.id.as_str()).await?;
+    note(found, false)
+}
+
+fn note(found: &mut Found, paused: bool) -> Result<(), GuestError> {
+    found.container.paused = paused;
+    Ok(found.container.write(&found.folder)?)
 }

@@ -8,6 +8,7 @@ use protocol::task::Process;
 
 use super::found::Found;
 use super::{GuestError, event_loop};
+use crate::micro_vm::MicroVm;
 use crate::oci_cli::ps::{Format, PsArguments};
 use crate::oci_cli::{GlobalOptions, OciError, print};
 
@@ -29,10 +30,8 @@ pub(super) fn ps(arguments: &PsArguments, global: &GlobalOptions) -> Result<(), 
 
 /// The processes in the guest.
 fn processes(found: &Found) -> Result<Vec<Process>, GuestError> {
-    let listed = event_loop()?.block_on(async {
-        let machine = found.machine().await?;
-        Ok::<_, GuestError>(machine.processes(found.id.as_str()).await?)
-    });
+    let list = async |machine: &MicroVm| Ok(machine.processes(found.id.as_str()).await?);
+    let listed: Result<_, GuestError> = event_loop()?.block_on(found.call(list));
     let mut processes = match listed {
         // Its machine may have ended with it.
         Err(_) if found.status()? == Status::Stopped => Vec::new(),

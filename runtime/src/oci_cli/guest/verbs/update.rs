@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::create::CONFIGURATION;
 use super::found::Found;
 use super::{GuestError, event_loop};
+use crate::micro_vm::MicroVm;
 use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::update::UpdateArguments;
 use crate::oci_cli::{GlobalOptions, OciError};
@@ -31,14 +32,9 @@ pub(super) fn update(arguments: &UpdateArguments, global: &GlobalOptions, log: &
         let limits = sandbox.new_limits_on_host(&config).map_err(GuestError::from)?;
         limit_on_host(&mut found, limits)?;
     }
-    let updated = event_loop()?.block_on(async {
-        let machine = found.machine().await?;
-        Ok::<_, GuestError>(
-            machine
-                .update(found.id.as_str(), document.to_string().into_bytes())
-                .await?,
-        )
-    });
+    let resources = document.to_string().into_bytes();
+    let update = async |machine: &MicroVm| Ok(machine.update(found.id.as_str(), resources).await?);
+    let updated: Result<_, GuestError> = event_loop()?.block_on(found.call(update));
     if updated.is_err()
         && let Err(left) = limit_on_host(&mut found, before)
     {
