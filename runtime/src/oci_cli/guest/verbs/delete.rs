@@ -7,7 +7,7 @@ use container::{Bundle, HostHooks, OciState, PodCgroup, ProcessIdentity, Status}
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::found::{Found, KILL_PATIENCE};
+use super::found::{Found, KILL_PATIENCE, LAST_MOMENTS};
 use super::{GuestError, event_loop};
 use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
@@ -19,9 +19,6 @@ use crate::oci_pod::disks;
 use crate::oci_pod::folder::{Folder, FolderError};
 use crate::oci_pod::record::{GuestContainer, RECORD};
 use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
-
-/// How long the agent may take to say whether a container runs.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the agent may take to remove a container whose sandbox lives on.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,20 +71,14 @@ fn is_ending(found: &Found) -> Result<bool, GuestError> {
         return Ok(false);
     }
     let has_ended = event_loop()?.block_on(async {
-        let look = async {
-            found
-                .machine()
-                .await?
-                .has_ended(found.id.as_str())
-                .await
-                .map_err(GuestError::from)
-        };
-        timeout(LOOK_PATIENCE, look).await
+        let look = async { Ok::<_, GuestError>(found.machine().await?.has_ended(found.id.as_str()).await?) };
+        timeout(LAST_MOMENTS, look).await
     });
     match has_ended {
         Ok(Ok(false)) => Ok(false),
-        // A machine that does not answer is perhaps ending itself.
-        _ => found.ends(),
+        // A machine that cannot be asked is perhaps ending itself.
+        Ok(Ok(true) | Err(_)) => found.ends_within(LAST_MOMENTS),
+        Err(_) => found.ends_within(Duration::ZERO),
     }
 }
 

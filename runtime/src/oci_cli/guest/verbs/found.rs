@@ -19,7 +19,7 @@ pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long an attendant may take to follow its process, which has ended or is about to: the agent has yet to reap it, and
 /// its output to be handed on.
-const LAST_MOMENTS: Duration = Duration::from_secs(3);
+pub(super) const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 /// What is written down of a container.
 pub(super) struct Found {
@@ -68,12 +68,12 @@ impl Found {
         ended.map_err(|source| GuestError::Process { doing: "end", source })
     }
 
-    /// Whether the container has ended, or does within its last moments.
-    pub(super) fn ends(&self) -> Result<bool, GuestError> {
+    /// Whether the container has ended, or does within this time.
+    pub(super) fn ends_within(&self, patience: Duration) -> Result<bool, GuestError> {
         let ends = self
             .container
             .attendant
-            .map_or(Ok(true), |attendant| ends_within(attendant, LAST_MOMENTS));
+            .map_or(Ok(true), |attendant| ends_within(attendant, patience));
         ends.map_err(|source| GuestError::Process {
             doing: "wait for",
             source,

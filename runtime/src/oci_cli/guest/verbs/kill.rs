@@ -5,7 +5,7 @@ use std::time::Duration;
 use container::{Signal, Status};
 use tokio::time::timeout;
 
-use super::found::Found;
+use super::found::{Found, LAST_MOMENTS};
 use super::{GuestError, event_loop};
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::task::ProcessName;
@@ -44,7 +44,7 @@ pub(super) fn kill(arguments: &KillArguments, global: &GlobalOptions, log: &Log)
     });
     match sent {
         // To callers a container that they have killed has ended, and can be deleted.
-        Some(Ok(())) if arguments.signal == Signal::KILL => drop(found.ends()?),
+        Some(Ok(())) if arguments.signal == Signal::KILL => drop(found.ends_within(LAST_MOMENTS)?),
         Some(Ok(())) => {}
         Some(Err(error)) if arguments.signal != Signal::KILL || found.status()? == Status::Stopped => {
             return Err(error.into());
