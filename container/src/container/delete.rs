@@ -19,7 +19,7 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a program that runs is given to end by itself: callers delete a container once they have seen its last sign
+/// How long a container is given to end by itself: callers delete one once they have killed it, or seen its last sign
 /// of life, which comes before its end.
 const LAST_MOMENTS: Duration = Duration::from_millis(100);
 
@@ -90,7 +90,7 @@ impl Container {
     pub(super) fn remove_recorded(&self, force: bool) -> Result<(), DeleteError> {
         match self.status()? {
             Status::Stopped | Status::Creating => {}
-            Status::Running if !force && self.ends_by_itself()? => {}
+            Status::Created | Status::Running if !force && self.ends_by_itself()? => {}
             status if !force => {
                 return Err(DeleteError::NotStopped {
                     id: self.id.to_string(),

@@ -138,11 +138,16 @@ fn one_that_ended_can_be_opened_until_it_was_waited_for() {
 }
 
 fn what_is_about_to_end_can_be_deleted() {
-    let bundle = TestBundle::shell("sleep 600");
-    let mut container = bundle.create(Stdio::Inherit).unwrap();
-    container.start().unwrap();
-    container.kill(Signal::KILL).unwrap();
-    container.delete(false).unwrap();
+    for is_started in [true, false] {
+        let bundle = TestBundle::shell("sleep 600");
+        let mut container = bundle.create(Stdio::Inherit).unwrap();
+        if is_started {
+            container.start().unwrap();
+        }
+        container.kill(Signal::KILL).unwrap();
+        container.delete(false).unwrap();
+        fs::remove_dir_all(&bundle.folder).unwrap();
+    }
 }
 
 fn force_deletes_what_is_created_or_running_with_all_its_children() {

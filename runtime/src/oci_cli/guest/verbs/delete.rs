@@ -67,7 +67,7 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
 /// Whether the container, for which an attendant stands still, is about to be stopped: callers delete one once they have
 /// seen its last sign of life, and the host has yet to hear of its end.
 fn is_ending(found: &Found) -> Result<bool, GuestError> {
-    if found.status()? != Status::Running {
+    if !matches!(found.status()?, Status::Created | Status::Running) {
         return Ok(false);
     }
     let has_ended = event_loop()?.block_on(async {
