@@ -249,7 +249,7 @@ fn a_pod_with_two_interfaces_has_both_under_their_names_and_sends_as_fast_as_it_
         busybox ip address add 10.98.0.2/24 dev eth0
         busybox ip link set eth0 up",
     );
-    let Some(mut container) = container(Some(&pod.path()), &["sleep", "60"]) else {
+    let Some(mut container) = container(Some(&pod.path()), &["sleep", "600"]) else {
         return;
     };
     const RATE: usize = 20_000;
