@@ -22,7 +22,7 @@ use tests::engine_program::engine_program;
 use tests::{binary, guest_part, initramfs};
 
 /// What depends on the kernel most, and is not told by asking the agent (`engine_parity.rs`).
-const PART: &str = "limits_are_written an_argument_decides";
+const PART: &str = "limits_are_written";
 /// For all of them on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(3000);
 
