@@ -207,18 +207,10 @@ fn open(joined: &JoinedNamespace) -> Result<OwnedFd, NamespaceError> {
 
 /// Makes those that [`may_be_made_inside`](NamespacePlan::may_be_made_inside) and do not depend on the cgroups.
 pub(super) fn make_meanwhile(plan: &NamespacePlan) -> Result<(), SetUpError> {
-    let kinds = [
-        Namespace::Mount,
-        Namespace::Network,
-        Namespace::Uts,
-        Namespace::Ipc,
-    ];
-    let flags = kinds.into_iter().filter(|kind| plan.creates(*kind));
-    let flags = flags.fold(UnshareFlags::empty(), |flags, kind| {
-        flags | UnshareFlags::from_bits_retain(kind as u32)
-    });
-    // SAFETY: new namespaces of these kinds touch no descriptors.
-    unsafe { unshare_unsafe(flags) }.map_err(SetUpError::step("make the container's namespaces"))
+    let flags = plan.clone_flags() & !(Namespace::Pid as u64);
+    // SAFETY: new namespaces touch no descriptors.
+    unsafe { unshare_unsafe(UnshareFlags::from_bits_retain(flags as u32)) }
+        .map_err(SetUpError::step("make the container's namespaces"))
 }
 
 /// Makes the cgroup and time namespaces, of which others are made with the process.
