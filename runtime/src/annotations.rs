@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use crate::isolation::{Isolation, UnknownIsolation};
+use crate::sizing::MOST_VCPUS;
 
 /// How every annotation of ours begins.
 pub const ANNOTATION_PREFIX: &str = "dev.bulkhead.";
@@ -45,11 +46,10 @@ const ANNOTATIONS: [&str; 8] = [
     NETWORK_TRANSMIT_ANNOTATION,
 ];
 
-/// Those that are numbers, and which: of less than 64 MiB no guest gets to its agent, and more than 32 processors no pod
-/// is given.
+/// Those that are numbers, and which: of less than 64 MiB no guest gets to its agent.
 const NUMBERS: [(&str, RangeInclusive<u64>); 4] = [
     (MACHINE_MEMORY_ANNOTATION, 64..=(1 << 24)),
-    (MACHINE_VCPUS_ANNOTATION, 1..=32),
+    (MACHINE_VCPUS_ANNOTATION, 1..=MOST_VCPUS as u64),
     (NETWORK_RECEIVE_ANNOTATION, 1..=u64::MAX),
     (NETWORK_TRANSMIT_ANNOTATION, 1..=u64::MAX),
 ];
@@ -57,23 +57,13 @@ const NUMBERS: [(&str, RangeInclusive<u64>); 4] = [
 /// Those that only a machine can do, and what to do without one. How large a machine would be harms none that is not
 /// there.
 const MICRO_VM_ONLY: [(&str, &str); 4] = [
-    (
-        ROOT_SOURCE_ANNOTATION,
-        "mount the disk, and name the folder as root.path",
-    ),
-    (
-        ROOT_TYPE_ANNOTATION,
-        "mount the disk, and name the folder as root.path",
-    ),
-    (
-        NETWORK_RECEIVE_ANNOTATION,
-        "limit the interface, as CNI's bandwidth plugin does",
-    ),
-    (
-        NETWORK_TRANSMIT_ANNOTATION,
-        "limit the interface, as CNI's bandwidth plugin does",
-    ),
+    (ROOT_SOURCE_ANNOTATION, INSTEAD_OF_A_DISK),
+    (ROOT_TYPE_ANNOTATION, INSTEAD_OF_A_DISK),
+    (NETWORK_RECEIVE_ANNOTATION, INSTEAD_OF_A_RATE),
+    (NETWORK_TRANSMIT_ANNOTATION, INSTEAD_OF_A_RATE),
 ];
+const INSTEAD_OF_A_DISK: &str = "mount the disk, and name the folder as root.path";
+const INSTEAD_OF_A_RATE: &str = "limit the interface, as CNI's bandwidth plugin does";
 
 /// Why annotations were refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod isolation;
 pub mod oci_cli;
 pub mod oci_pod;
+pub mod sizing;
 pub mod start_record;
 pub mod terminal;
 
@@ -27,7 +28,5 @@ pub mod people;
 pub mod pod_network;
 #[cfg(feature = "microvm")]
 pub mod sandbox;
-#[cfg(feature = "microvm")]
-pub mod sizing;
 #[cfg(feature = "microvm")]
 pub mod unused_name;

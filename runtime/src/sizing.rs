@@ -11,8 +11,8 @@ pub const HOST_OVERHEAD_MIB: u64 = 64;
 /// The memory that containers without a limit share, in MiB.
 pub const DEFAULT_CONTAINER_MEMORY_MIB: u64 = 192;
 
-/// The most vCPUs a pod is given without asking.
-const MOST_VCPUS: u8 = 32;
+/// The most vCPUs a pod is given.
+pub const MOST_VCPUS: u8 = 32;
 
 /// What a pod asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
