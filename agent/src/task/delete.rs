@@ -11,7 +11,7 @@ use protocol::task::DeleteRequest;
 use tokio::time::{sleep, timeout};
 use ttrpc::{Code, Result};
 
-use super::{BUNDLES, TaskService, failed, name_of, refuse};
+use super::{BUNDLES, TaskService, failed, name_of, refuse, shared_memory};
 use crate::disks;
 use crate::exit_status::ExitReceiver;
 
@@ -89,11 +89,16 @@ fn shared_folder(spec: &Spec) -> Option<PathBuf> {
         return root.parent().map(Path::to_owned);
     }
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let volume = mounts.iter().find(|mount| is_bind(mount))?.source().as_ref()?;
+    let mut sources = mounts
+        .iter()
+        .filter(|mount| is_bind(mount))
+        .filter_map(|mount| mount.source().as_ref());
+    let volume = sources.find(|source| !shared_memory::is_source(source))?;
     volume.parent()?.parent().map(Path::to_owned)
 }
 
-/// Whether a mount is of what the host shares: nothing else of the guest is bound into containers.
+/// Whether a mount is of what the host shares, or of memory that containers share: nothing else of the guest is bound into
+/// them.
 fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     mount.typ().as_deref() == Some("bind")
@@ -168,12 +173,16 @@ mod tests {
         let disk = json!({ "destination": "/disk", "type": "ext4", "source": "/dev/vdb" });
         let volume =
             json!({ "destination": "/v", "type": "bind", "source": "/run/bulkhead/shared/7f/volumes/2" });
+        let memory =
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/run/bulkhead/memory/1a-1" });
         let shared = Some(PathBuf::from("/run/bulkhead/shared/7f"));
         for mounts in [json!([]), json!([proc, volume])] {
             assert_eq!(folder_of("/run/bulkhead/shared/7f/rootfs", mounts), shared);
         }
         let root = "/run/bulkhead/disks/0a";
         assert_eq!(folder_of(root, json!([proc, disk, volume])), shared);
+        assert_eq!(folder_of(root, json!([memory, volume])), shared);
         assert_eq!(folder_of(root, json!([proc, disk])), None);
+        assert_eq!(folder_of(root, json!([memory])), None);
     }
 }

@@ -45,6 +45,11 @@ pub(super) enum SharedMemoryError {
     },
 }
 
+/// Whether the source of a bind mount is where those are that containers share.
+pub(super) fn is_source(source: &Path) -> bool {
+    source.parent() == Some(Path::new(MOUNT_POINTS))
+}
+
 /// Who has which.
 #[derive(Debug, Default)]
 pub(super) struct SharedMemories {
