@@ -22,10 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// which comes before its end.
 const LAST_MOMENTS: Duration = Duration::from_millis(100);
 
-/// From the end of a container to the look for what it left in the kernel's memory, which believes in a name for five
-/// seconds without asking the host; and how often to look, should the host take its time.
-const FORGETTING_INTERVAL: Duration = Duration::from_secs(6);
-const FORGETTING_ATTEMPTS: u32 = 5;
+/// From the end of a container to the first look for what it left in the kernel's memory, twice as long to each further
+/// one; and how often to look, should the host take its time to remove it.
+const FORGETTING_INTERVAL: Duration = Duration::from_millis(500);
+const FORGETTING_ATTEMPTS: u32 = 6;
 
 pub(super) async fn delete(service: &TaskService, request: &DeleteRequest) -> Result<()> {
     if request.exec_id.is_empty() {
@@ -107,10 +107,10 @@ fn is_bind(mount: &Mount) -> bool {
 
 /// Looks for the folder once the host has taken it away. The guest's kernel remembers every name in it that was ever
 /// used, and the host keeps each open for as long: it finds out that they are gone, and lets go of them, when somebody
-/// asks for the first of them again.
+/// asks for the first of them again, in which it never believes without asking.
 async fn forget(folder: PathBuf) {
-    for _ in 0..FORGETTING_ATTEMPTS {
-        sleep(FORGETTING_INTERVAL).await;
+    for attempt in 0..FORGETTING_ATTEMPTS {
+        sleep(FORGETTING_INTERVAL * 2_u32.pow(attempt)).await;
         if fs::symlink_metadata(&folder).is_err() {
             return;
         }
