@@ -56,16 +56,17 @@ kernel: ## the guest kernel, from the cache or compiled in some minutes
 	@kernel=$$(kernel-config/build); cmp -s "$$kernel" $(SHARE)/vmlinux || { \
 		cp "$$kernel" $(SHARE)/vmlinux.new; mv $(SHARE)/vmlinux.new $(SHARE)/vmlinux; }
 
-# Three invocations: cargo unites the features of what it builds at once, which would give the agent both halves of ttrpc
-# and the OCI command line the code of virtual machines and images that it must be free of. Those two are small by their
-# profile (Cargo.toml), and loaded where they are linked: relocating them would be a page fault and a copy for each page of
-# their tables.
+# An invocation for each: cargo unites the features of what it builds at once, which would give the agent both halves of ttrpc
+# and the OCI command line the code of virtual machines and images that it must be free of. Those two and the VMM are
+# small by their profile (Cargo.toml), and those two are loaded where they are linked: relocating them would be a page fault
+# and a copy for each page of their tables. The VMM is not: where it is loaded, its guest should not know.
 build: ## the binaries and the initramfs
-	@cargo build --release --locked -p vmm -p runtime --bin bulkhead-vmm --bin bulkhead --bin bulkhead-attendant
+	@cargo build --release --locked -p runtime --bin bulkhead --bin bulkhead-attendant
+	@cargo rustc --profile small --locked -p vmm --bin bulkhead-vmm
 	@cargo rustc --profile small --locked -p runtime --no-default-features --bin bulkhead-oci -- -C relocation-model=static
 	@cargo rustc --profile small --locked -p agent --bin bulkhead-agent -- -C relocation-model=static
 	@mkdir -p $(BIN) $(SHARE)
-	@install -m 755 $(addprefix $(RELEASE)/,bulkhead bulkhead-attendant bulkhead-vmm) $(addprefix $(TARGET)/small/,bulkhead-oci bulkhead-agent) $(BIN)
+	@install -m 755 $(addprefix $(RELEASE)/,bulkhead bulkhead-attendant) $(addprefix $(TARGET)/small/,bulkhead-vmm bulkhead-oci bulkhead-agent) $(BIN)
 	@agent/make-initramfs $(BIN)/bulkhead-agent $(SHARE)/initramfs.cpio
 
 lint: $(CACHE)/tools/bin/cargo-deny ## format, clippy, documentation, scripts, licences
