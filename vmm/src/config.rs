@@ -8,7 +8,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::network::{MTU, MacAddress, MacAddressError, NetworkDevice, NetworkError, NetworkRateLimit};
+pub use self::network::{
+    MTU, MacAddress, MacAddressError, NetworkDevice, NetworkError, NetworkRateLimit, QUEUE_PAIRS,
+};
 use crate::devices::rate_limiter::{BurstWithoutRate, RateLimit};
 use crate::memory::layout;
 

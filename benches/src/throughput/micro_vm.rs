@@ -68,7 +68,7 @@ pub(crate) fn measure(
     if console.exists() {
         fs::remove_file(&console)?;
     }
-    let network = json!([{"mac": "02:00:00:00:00:01", "tap_descriptor": tap.as_raw_fd()}]);
+    let network = json!([{"mac": "02:00:00:00:00:01", "tap_descriptors": [tap.as_raw_fd()]}]);
     let config = MachineConfig {
         kernel: parts.share.join("vmlinux"),
         initramfs: directory.join("initramfs"),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use std::time::Instant;
 use container::{PodCgroup, ProcessIdentity};
 use tokio::net::{UnixListener, UnixStream};
 use vmm::config::{
-    MacAddress, MachineConfig, NetworkDevice, SharedDirectory as MachineDirectory, VsockConfig,
+    MacAddress, MachineConfig, NetworkDevice, QUEUE_PAIRS, SharedDirectory as MachineDirectory, VsockConfig,
 };
 use vmm::status::Phase;
 
@@ -35,6 +35,12 @@ const GUEST_CID: u32 = 3;
 
 /// Room for disks that containers bring: each slot costs a boot some percent, and its template memory, used or not.
 pub const DISK_SLOTS: u8 = 4;
+
+/// How many pairs of queues each network device of a machine of this size has: one for each vCPU, as far as there can be.
+/// A template's name says the size, and so this as well.
+pub fn queue_pairs(size: MachineSize) -> u8 {
+    size.vcpus.clamp(*QUEUE_PAIRS.start(), *QUEUE_PAIRS.end())
+}
 
 /// A machine to be.
 pub struct NewMachine<'a> {
@@ -215,7 +221,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         }],
         block_devices: Vec::new(),
         disk_slots: DISK_SLOTS,
-        network_devices: network_devices(network)?,
+        network_devices: network_devices(network, queue_pairs(*size))?,
         control_socket: Some(MachineFiles::CONTROL_SOCKET.into()),
         die_with_parent: !matches!(life, Life::OnItsOwn(_)),
         own_root: !matches!(life, Life::ToBeSaved),
@@ -230,7 +236,7 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
         &machine,
         files,
         *cgroup,
-        network.taps(),
+        network.taps().iter().flatten().map(AsFd::as_fd),
         write_down,
     )?;
     let ring = &files.console_ring();
@@ -251,13 +257,15 @@ async fn launch(new: &NewMachine<'_>, template: Option<&Template>) -> Result<Sta
 
 /// A device for each of the pod's interfaces, or one without a link. Their addresses are the same in every machine: a
 /// clone's guest has read them already, and gets the pod's with the rest of its network.
-fn network_devices(network: &PodNetwork) -> Result<Vec<NetworkDevice>, BootError> {
+fn network_devices(network: &PodNetwork, queue_pairs: u8) -> Result<Vec<NetworkDevice>, BootError> {
+    let taps = |place| network.taps().get(place).map_or(&[][..], Vec::as_slice);
     let device = |place: usize| {
         Ok(NetworkDevice {
             mac: MacAddress::new(device_mac(place))?,
             // The guest is told the pod's.
             mtu: None,
-            tap_descriptor: network.taps().get(place).map(AsRawFd::as_raw_fd),
+            queue_pairs,
+            tap_descriptors: taps(place).iter().map(AsRawFd::as_raw_fd).collect(),
             rate_limit: network.rates,
         })
     };
@@ -296,4 +304,20 @@ fn clear(directory: &Path) -> Result<(), BootError> {
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootError {
     let path = path.to_owned();
     move |source| BootError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_has_a_pair_of_queues_as_long_as_there_are_some() {
+        for (vcpus, pairs) in [(1, 1), (3, 3), (8, 8), (9, 8), (32, 8)] {
+            let size = MachineSize {
+                memory_mib: 100,
+                vcpus,
+            };
+            assert_eq!(queue_pairs(size), pairs);
+        }
+    }
 }

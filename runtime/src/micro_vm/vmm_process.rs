@@ -96,12 +96,12 @@ impl VmmProcess {
     ///
     /// # Errors
     /// When the process cannot be started; what it makes of its configuration shows in [`Self::reached`].
-    pub fn spawn(
+    pub fn spawn<'a>(
         binary: &Path,
         config: &MachineConfig,
         files: &MachineFiles,
         cgroup: Option<&PodCgroup>,
-        inherited: &[OwnedFd],
+        inherited: impl Iterator<Item = BorrowedFd<'a>>,
         write_down: impl FnOnce(ProcessIdentity) -> io::Result<()>,
     ) -> Result<Self, SpawnError> {
         let create = |path: &Path| {
@@ -280,11 +280,11 @@ impl MachineEnd {
 }
 
 /// Has a command keep these descriptors, which must be open until it is executed.
-fn inherit(command: &mut Command, descriptors: &[OwnedFd]) {
-    if descriptors.is_empty() {
+fn inherit<'a>(command: &mut Command, descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+    let numbers: Vec<RawFd> = descriptors.map(|descriptor| descriptor.as_raw_fd()).collect();
+    if numbers.is_empty() {
         return;
     }
-    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let keep = move || {
         for number in &numbers {
             // SAFETY: The call takes no pointer, and fails for a number that is not open.

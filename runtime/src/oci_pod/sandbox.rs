@@ -23,7 +23,7 @@ use crate::kill_process::kill_and_wait;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::boot::BootError;
 use crate::micro_vm::machine_files::MachineFiles;
-use crate::micro_vm::start::{Life, NewMachine};
+use crate::micro_vm::start::{Life, NewMachine, queue_pairs};
 use crate::pod_network::{PodNetwork, PodNetworkError};
 use crate::sizing::{HOST_OVERHEAD_MIB, MachineSize, PodLimits, TooLarge, machine_size};
 use crate::start_record::StartRecord;
@@ -85,7 +85,8 @@ impl PodSandbox {
         config: &Value,
         of_a_pod: bool,
     ) -> Result<(Self, MicroVm), PodSandboxError> {
-        let MachineSize { memory_mib, vcpus } = machine_size(&Asked::of(config).limits())?;
+        let size = machine_size(&Asked::of(config).limits())?;
+        let MachineSize { memory_mib, vcpus } = size;
         let sandbox_of = |machine| Self {
             machine,
             of_a_pod,
@@ -99,12 +100,12 @@ impl PodSandbox {
                 .map_err(io::Error::other)
         };
         let files = machine_files(folder);
-        let mut network = network(config)?;
+        let mut network = network(config, queue_pairs(size))?;
         network.rates = network_rates(config);
         let new = NewMachine {
             configuration,
             files: &files,
-            size: MachineSize { memory_mib, vcpus },
+            size,
             network: &network,
             life: Life::OnItsOwn(&write_down),
             cgroup: Some(cgroup),
@@ -169,14 +170,14 @@ pub fn machine_files(folder: &Folder) -> MachineFiles {
 }
 
 /// The network of the namespace that the configuration names. One without a name would be new, with nothing in it.
-fn network(config: &Value) -> Result<PodNetwork, PodNetworkError> {
+fn network(config: &Value, queue_pairs: u8) -> Result<PodNetwork, PodNetworkError> {
     let path = namespaces(config)
         .find(|(kind, _)| *kind == "network")
         .and_then(|(_, path)| path)
         .filter(|path| !path.is_empty());
     path.map_or_else(
         || Ok(PodNetwork::default()),
-        |path| PodNetwork::of(Path::new(path)),
+        |path| PodNetwork::of(Path::new(path), queue_pairs),
     )
 }
 

@@ -37,7 +37,7 @@ pub struct PodNetwork {
     /// How fast each of its machine's network devices may be.
     pub rates: NetworkRateLimit,
     devices: usize,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
     redirections: Option<Redirections>,
 }
 
@@ -114,12 +114,12 @@ pub enum PodNetworkError {
 }
 
 impl PodNetwork {
-    /// Ties the interfaces of this namespace to new taps. The taps and their side of the redirection live as long as
-    /// their descriptors do, in whichever process.
+    /// Ties the interfaces of this namespace to new taps, each of which has so many queues. The taps and their side of the
+    /// redirection live as long as their descriptors do, in whichever process.
     ///
     /// # Errors
     /// With the interface and the step; then everything is as it was.
-    pub fn of(namespace: &Path) -> Result<Self, PodNetworkError> {
+    pub fn of(namespace: &Path, queues: u8) -> Result<Self, PodNetworkError> {
         let failed = |source| PodNetworkError::Namespace {
             path: namespace.to_owned(),
             source,
@@ -142,7 +142,7 @@ impl PodNetwork {
                     source: errno.into(),
                 },
             )?;
-            connect(descriptor)
+            connect(descriptor, queues)
         })?
     }
 
@@ -153,8 +153,8 @@ impl PodNetwork {
         network
     }
 
-    /// The taps, in the order of the interfaces.
-    pub fn taps(&self) -> &[OwnedFd] {
+    /// The taps, in the order of the interfaces, each with the descriptors of its queues.
+    pub fn taps(&self) -> &[Vec<OwnedFd>] {
         &self.taps
     }
 
@@ -201,7 +201,7 @@ fn inside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resul
 }
 
 /// Does all that is done within the namespace, which this thread is in.
-fn connect(namespace: OwnedFd) -> Result<PodNetwork, PodNetworkError> {
+fn connect(namespace: OwnedFd, queues: u8) -> Result<PodNetwork, PodNetworkError> {
     let mut netlink = Netlink::open().map_err(|source| PodNetworkError::Read {
         what: "devices",
         source,
@@ -227,7 +227,7 @@ fn connect(namespace: OwnedFd) -> Result<PodNetwork, PodNetworkError> {
                 source,
             }
         };
-        let (tap, name) = tap::make().map_err(step("making a tap by /dev/net/tun"))?;
+        let (tap, name) = tap::make(queues).map_err(step("making a tap by /dev/net/tun"))?;
         let tap_index = netlink
             .index_of(&name)
             .map_err(io::Error::from)

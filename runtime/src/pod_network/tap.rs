@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use container::netlink::{Message, Netlink, nested};
@@ -14,15 +15,29 @@ const NAME: &[u8] = b"bhtap%d";
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const NO_ADDRESSES: u8 = 1;
 
-/// A new tap in the namespace of this thread, and its name. It is gone when its descriptor is.
-pub(super) fn make() -> io::Result<(OwnedFd, String)> {
+/// A new tap in the namespace of this thread, with so many queues, and its name. It is gone when its descriptors are, of
+/// which each queue has one.
+pub(super) fn make(queues: u8) -> io::Result<(Vec<OwnedFd>, String)> {
+    let several = match queues {
+        0 | 1 => 0,
+        _ => libc::IFF_MULTI_QUEUE,
+    };
+    let (first, name) = attach(NAME, several)?;
+    let others = (1..queues).map(|_| Ok(attach(name.as_bytes(), several)?.0));
+    let all = iter::once(Ok(first)).chain(others);
+    Ok((all.collect::<io::Result<_>>()?, name))
+}
+
+/// A queue of the tap of this name, which is made if there is none, and its name as it is then.
+fn attach(name: &[u8], flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: ifreq is made of numbers and of arrays and a pointer that may be zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(NAME) {
+    for (place, byte) in request.ifr_name.iter_mut().zip(name) {
         *place = byte.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq through the pointer, which is valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 {

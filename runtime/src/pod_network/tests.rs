@@ -213,12 +213,12 @@ fn frames_go_from_the_interface_to_the_tap_and_back() {
         let network = {
             let own = own_namespace();
             // A first one, whose taps are gone and whose queueing discipline is left.
-            PodNetwork::of(&own).unwrap().hand_over();
-            PodNetwork::of(&own).unwrap()
+            PodNetwork::of(&own, 1).unwrap().hand_over();
+            PodNetwork::of(&own, 1).unwrap()
         };
         assert_eq!(network.devices(), 1);
         to_outside.send(()).unwrap();
-        let tap = File::from(network.taps()[0].try_clone().unwrap());
+        let tap = File::from(network.taps()[0][0].try_clone().unwrap());
         // Answered as often as it is asked: a link that has just come up may lose an answer.
         let datagram = loop {
             let frame = frame(&tap);
@@ -256,9 +256,33 @@ fn frames_go_from_the_interface_to_the_tap_and_back() {
 }
 
 #[test]
+fn a_tap_has_as_many_queues_as_asked_for() {
+    in_new_namespace(|netlink| {
+        veth(netlink, None);
+        up(netlink, "pod0");
+        let own = own_namespace();
+        for queues in [1, 3] {
+            let network = PodNetwork::of(&own, queues).unwrap();
+            let [tap] = network.taps() else {
+                panic!("{network:?}")
+            };
+            assert_eq!(tap.len(), usize::from(queues));
+            let path = format!(
+                "/proc/self/task/{}/net/dev",
+                rustix::thread::gettid().as_raw_pid()
+            );
+            let devices = std::fs::read_to_string(path).unwrap();
+            let taps = devices.lines().filter(|line| line.contains("bhtap"));
+            assert_eq!(taps.count(), 1, "{devices}");
+            network.hand_over();
+        }
+    });
+}
+
+#[test]
 fn the_hosts_own_network_is_refused_with_the_other_wall_as_the_way_out() {
-    let refused = PodNetwork::of(Path::new(OUR_NAMESPACE)).unwrap_err();
+    let refused = PodNetwork::of(Path::new(OUR_NAMESPACE), 1).unwrap_err();
     assert!(refused.to_string().contains("shared-kernel"), "{refused}");
-    let missing = PodNetwork::of(Path::new("/nonexistent")).unwrap_err();
+    let missing = PodNetwork::of(Path::new("/nonexistent"), 1).unwrap_err();
     assert!(missing.to_string().contains("/nonexistent"));
 }

@@ -12,6 +12,9 @@ use crate::devices::rate_limiter::{BurstWithoutRate, RateLimit};
 /// The MTU a device may announce (virtio 1.2, section 5.1.4.1).
 pub const MTU: RangeInclusive<u16> = 68..=u16::MAX;
 
+/// The pairs of queues that a device may have. Each has a thread.
+pub const QUEUE_PAIRS: RangeInclusive<u8> = 1..=8;
+
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,16 +25,25 @@ pub struct NetworkDevice {
     /// The greatest MTU the guest may use, in [`MTU`]; without one it chooses. It must be the same as in the snapshot.
     #[serde(default)]
     pub mtu: Option<u16>,
-    /// The number of an open descriptor that this process inherited: a tap device opened with `IFF_TAP`, `IFF_NO_PI`
-    /// and `IFF_VNET_HDR`. Without one the device has no link.
+    /// How many pairs of a receive and a transmit queue it has, in [`QUEUE_PAIRS`]; one is of use for each vCPU. It must
+    /// be the same as in the snapshot.
+    #[serde(default = "one_pair")]
+    pub queue_pairs: u8,
+    /// The numbers of open descriptors that this process inherited, one for each pair: a tap device opened with `IFF_TAP`,
+    /// `IFF_NO_PI` and `IFF_VNET_HDR`, and if there are several with `IFF_MULTI_QUEUE`. Without any the device has no
+    /// link.
     #[serde(default)]
-    pub tap_descriptor: Option<i32>,
+    pub tap_descriptors: Vec<i32>,
     /// How fast it may be.
     #[serde(default)]
     pub rate_limit: NetworkRateLimit,
 }
 
-/// How fast a network device may be, without its frames' headers for the tap.
+fn one_pair() -> u8 {
+    1
+}
+
+/// How fast a network device may be, in all of its queues together, without its frames' headers for the tap.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkRateLimit {
@@ -126,6 +138,31 @@ pub enum NetworkError {
         /// The MTU asked for.
         mtu: u16,
     },
+    /// A number of queue pairs that no device has.
+    #[error(
+        "the network device {mac} has {queue_pairs} pairs of queues: it has {} to {}",
+        QUEUE_PAIRS.start(),
+        QUEUE_PAIRS.end()
+    )]
+    QueuePairs {
+        /// Which device.
+        mac: MacAddress,
+        /// The number asked for.
+        queue_pairs: u8,
+    },
+    /// Pairs without a descriptor, or descriptors without a pair.
+    #[error(
+        "the network device {mac} has {descriptors} tap descriptors and {queue_pairs} pairs of queues: it has one for \
+         each pair, or none"
+    )]
+    DescriptorCount {
+        /// Which device.
+        mac: MacAddress,
+        /// How many descriptors it has.
+        descriptors: usize,
+        /// How many pairs.
+        queue_pairs: u8,
+    },
     /// A descriptor that is a standard stream, or none.
     #[error(
         "the tap of the network device {mac} is descriptor {descriptor}: an inherited tap has a number above 2"
@@ -142,8 +179,10 @@ pub enum NetworkError {
         /// The address.
         mac: MacAddress,
     },
-    /// One tap for two devices.
-    #[error("two network devices have the tap of descriptor {descriptor}")]
+    /// One descriptor twice, for one device or for two.
+    #[error(
+        "the tap descriptor {descriptor} is there twice: each pair of queues of each network device has its own"
+    )]
     SameTap {
         /// The number.
         descriptor: i32,
@@ -165,7 +204,8 @@ pub(super) fn validate(devices: &[NetworkDevice]) -> Result<(), NetworkError> {
     for &NetworkDevice {
         mac,
         mtu,
-        tap_descriptor,
+        queue_pairs,
+        ref tap_descriptors,
         rate_limit,
     } in devices
     {
@@ -180,14 +220,24 @@ pub(super) fn validate(devices: &[NetworkDevice]) -> Result<(), NetworkError> {
         if !addresses.insert(mac) {
             return Err(NetworkError::SameAddress { mac });
         }
-        let Some(descriptor) = tap_descriptor else {
-            continue;
-        };
-        if descriptor <= libc::STDERR_FILENO {
-            return Err(NetworkError::Descriptor { mac, descriptor });
+        if !QUEUE_PAIRS.contains(&queue_pairs) {
+            return Err(NetworkError::QueuePairs { mac, queue_pairs });
         }
-        if !taps.insert(descriptor) {
-            return Err(NetworkError::SameTap { descriptor });
+        let descriptors = tap_descriptors.len();
+        if descriptors != 0 && descriptors != usize::from(queue_pairs) {
+            return Err(NetworkError::DescriptorCount {
+                mac,
+                descriptors,
+                queue_pairs,
+            });
+        }
+        for &descriptor in tap_descriptors {
+            if descriptor <= libc::STDERR_FILENO {
+                return Err(NetworkError::Descriptor { mac, descriptor });
+            }
+            if !taps.insert(descriptor) {
+                return Err(NetworkError::SameTap { descriptor });
+            }
         }
     }
     Ok(())
@@ -208,10 +258,13 @@ mod tests {
     #[test]
     fn only_the_address_is_required_and_it_survives_the_trip_through_json() {
         let plain = device(r#"{"mac":"02:0a:FF:00:00:01"}"#);
-        assert_eq!((plain.mtu, plain.tap_descriptor), (None, None));
+        assert_eq!(
+            (plain.mtu, plain.queue_pairs, plain.tap_descriptors.len()),
+            (None, 1, 0)
+        );
         assert_eq!(
             serde_json::to_string(&plain).unwrap(),
-            r#"{"mac":"02:0a:ff:00:00:01","mtu":null,"tap_descriptor":null,"rate_limit":{"receive":null,"transmit":null}}"#
+            r#"{"mac":"02:0a:ff:00:00:01","mtu":null,"queue_pairs":1,"tap_descriptors":[],"rate_limit":{"receive":null,"transmit":null}}"#
         );
         validate(&[plain]).unwrap();
     }
@@ -238,17 +291,17 @@ mod tests {
 
     #[test]
     fn devices_that_cannot_be_are_refused_by_name() {
-        let plain = device(r#"{"mac":"02:00:00:00:00:01","tap_descriptor":5}"#);
-        let second = device(r#"{"mac":"02:00:00:00:00:02","tap_descriptor":5}"#);
+        let plain = device(r#"{"mac":"02:00:00:00:00:01","tap_descriptors":[5]}"#);
+        let second = device(r#"{"mac":"02:00:00:00:00:02","tap_descriptors":[5]}"#);
         let small = device(r#"{"mac":"02:00:00:00:00:03","mtu":67}"#);
-        let standard = device(r#"{"mac":"02:00:00:00:00:04","tap_descriptor":2}"#);
+        let standard = device(r#"{"mac":"02:00:00:00:00:04","tap_descriptors":[2]}"#);
         assert_eq!(
             refusal(&[plain.clone(), plain.clone()]),
             "two network devices have the address 02:00:00:00:00:01"
         );
         assert_eq!(
             refusal(&[plain, second]),
-            "two network devices have the tap of descriptor 5"
+            "the tap descriptor 5 is there twice: each pair of queues of each network device has its own"
         );
         assert_eq!(
             refusal(&[small]),
@@ -260,5 +313,36 @@ mod tests {
             "the rate limit of the network device 02:00:00:00:00:05"
         );
         assert!(refusal(&[standard]).ends_with("is descriptor 2: an inherited tap has a number above 2"));
+    }
+
+    #[test]
+    fn pairs_of_queues_have_a_descriptor_each_or_none_at_all() {
+        let device = |pairs: u8, descriptors: &str| {
+            device(&format!(
+                r#"{{"mac":"02:00:00:00:00:01","queue_pairs":{pairs},"tap_descriptors":{descriptors}}}"#
+            ))
+        };
+        for (pairs, descriptors) in [(1, "[5]"), (3, "[5,6,7]"), (8, "[]")] {
+            validate(&[device(pairs, descriptors)]).unwrap();
+        }
+        for pairs in [0, 9, 255] {
+            assert_eq!(
+                refusal(&[device(pairs, "[]")]),
+                format!("the network device 02:00:00:00:00:01 has {pairs} pairs of queues: it has 1 to 8")
+            );
+        }
+        for (pairs, descriptors, count) in [(1, "[5,6]", 2), (2, "[5]", 1), (3, "[5,6,7,8]", 4)] {
+            assert_eq!(
+                refusal(&[device(pairs, descriptors)]),
+                format!(
+                    "the network device 02:00:00:00:00:01 has {count} tap descriptors and {pairs} pairs of queues: it \
+                     has one for each pair, or none"
+                )
+            );
+        }
+        assert!(refusal(&[device(2, "[5,5]")]).starts_with("the tap descriptor 5 is there twice"));
+        // There is one way to say it.
+        let old = r#"{"mac":"02:00:00:00:00:01","tap_descriptor":5}"#;
+        assert!(serde_json::from_str::<NetworkDevice>(old).is_err());
     }
 }

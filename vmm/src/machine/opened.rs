@@ -340,9 +340,8 @@ fn open_devices(
     }
     for network in &config.network_devices {
         let mac = network.mac;
-        let tap = network.tap_descriptor.map(Tap::inherit).transpose();
-        let tap = tap.map_err(|source| OpenError::Tap { mac, source })?;
-        devices.push(Box::new(Net::new(mac, network.mtu, tap, network.rate_limit)));
+        let taps = Tap::inherit(&network.tap_descriptors).map_err(|source| OpenError::Tap { mac, source })?;
+        devices.push(Box::new(Net::new(network, taps)));
     }
     Ok(devices)
 }

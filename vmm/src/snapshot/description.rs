@@ -248,9 +248,11 @@ fn devices(config: &MachineConfig) -> Vec<String> {
         .chain(shared.map(|shared| format!("fs {:?}", shared.tag)))
         .chain(disks.map(|disk| format!("blk {:?}{}", disk.id, access(disk.read_only))))
         .chain(slots.map(str::to_owned))
-        .chain(network.map(|network| match network.mtu {
-            Some(mtu) => format!("net of MTU {mtu}"),
-            None => "net".to_owned(),
+        .chain(network.map(|network| {
+            let mtu = network.mtu.map(|mtu| format!(" of MTU {mtu}"));
+            let pairs = Some(network.queue_pairs).filter(|pairs| *pairs > 1);
+            let pairs = pairs.map(|pairs| format!(" with {pairs} pairs of queues"));
+            format!("net{}{}", mtu.unwrap_or_default(), pairs.unwrap_or_default())
         }))
         .collect()
 }
@@ -318,7 +320,7 @@ mod tests {
         here.shared_directories[0].path = "/there".into();
         here.block_devices[0].path = "/there".into();
         here.block_devices[0].rate_limit = Some(RateLimit::default());
-        here.network_devices[0].tap_descriptor = Some(5);
+        here.network_devices[0].tap_descriptors = vec![5];
         here.network_devices[0].mac = MacAddress::new([2, 0, 0, 0, 0, 2]).unwrap();
         (here.kernel, here.console_ring) = ("other".into(), "another".into());
         dependencies(&here).check(&dependencies(&config())).unwrap();
@@ -371,7 +373,7 @@ mod tests {
 
     #[test]
     fn other_devices_are_refused_by_kind_order_number_and_name() {
-        let changes: [&dyn Fn(&mut MachineConfig); 12] = [
+        let changes: [&dyn Fn(&mut MachineConfig); 13] = [
             &|config| config.vsock = None,
             &|config| config.vsock.as_mut().unwrap().guest_cid = 4,
             &|config| config.shared_directories.clear(),
@@ -382,6 +384,7 @@ mod tests {
             &|config| config.block_devices[0].read_only = true,
             &|config| config.network_devices.clear(),
             &|config| config.network_devices[0].mtu = Some(1500),
+            &|config| config.network_devices[0].queue_pairs = 2,
             &|config| config.network_devices.push(config.network_devices[0].clone()),
             &|config| {
                 let mut second = config.shared_directories[0].clone();
@@ -401,6 +404,18 @@ mod tests {
                 "{refusal}"
             );
         }
+    }
+
+    #[test]
+    fn a_network_device_is_named_by_what_its_driver_was_told() {
+        let mut here = config();
+        here.network_devices[0].mtu = Some(1400);
+        here.network_devices[0].queue_pairs = 4;
+        let refusal = refusal(&dependencies(&here));
+        assert!(
+            refusal.ends_with(", net of MTU 1400 with 4 pairs of queues"),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! A guest on a network: gives its device an address once there is a link, and gives back what a client sends.
 
 use std::ffi::{c_int, c_ulong, c_void};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use crate::{SOCK_STREAM, socket};
+use crate::{SOCK_STREAM, mount_at, socket};
 
 unsafe extern "C" {
     fn close(descriptor: c_int) -> c_int;
@@ -59,8 +60,20 @@ impl Request {
     }
 }
 
+/// The names of the device's queues that are in use.
+fn queues() -> Vec<String> {
+    let names = fs::read_dir("/sys/class/net/eth0/queues").unwrap();
+    let mut names: Vec<String> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// Never returns.
 pub fn network() {
+    mount_at("sysfs", "/sys", "sysfs");
+    println!("init: its queues are {}", queues().join(" "));
     Request::flags(IFF_UP).send(SIOCSIFFLAGS);
     println!("init: the link is awaited");
     while Request::flags(0).send(SIOCGIFFLAGS).value[0] & IFF_RUNNING as u8 == 0 {

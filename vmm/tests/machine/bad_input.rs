@@ -103,7 +103,7 @@ fn a_descriptor_that_is_no_tap_is_told() {
     }
     let mut machine = Machine::of(&elf(RESET));
     let network = |descriptor: i32| {
-        let json = format!(r#"[{{"mac":"02:00:00:00:00:01","tap_descriptor":{descriptor}}}]"#);
+        let json = format!(r#"[{{"mac":"02:00:00:00:00:01","tap_descriptors":[{descriptor}]}}]"#);
         serde_json::from_str(&json).unwrap()
     };
     for (descriptor, reason) in [

@@ -48,17 +48,28 @@ fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun")
 }
 
-/// A tap with the host's address.
-pub(crate) fn tap() -> File {
+/// A tap with the host's address and one queue.
+pub(crate) fn tap() -> Vec<File> {
+    let tap = vec![attach(0)];
+    bring_up();
+    tap
+}
+
+/// A queue of the tap.
+pub(crate) fn attach(flags: libc::c_int) -> File {
     let tap = open_tun().unwrap();
     let mut request = request();
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as i16;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which is valid for the call.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    tap
+}
+
+/// Gives the tap the host's address.
+pub(crate) fn bring_up() {
     ip("address add 192.0.2.1/24 dev tap-test");
     ip("link set tap-test up");
-    tap
 }
 
 fn request() -> libc::ifreq {
@@ -75,39 +86,42 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// A network device on `tap`, as a machine's only one.
-pub(crate) fn device(tap: &File) -> Vec<NetworkDevice> {
-    let device = serde_json::json!({"mac": "02:00:00:00:00:02", "tap_descriptor": tap.as_raw_fd()});
+/// A network device on `tap`, or without one, as a machine's only one.
+pub(crate) fn device(mac: &str, tap: &[File]) -> Vec<NetworkDevice> {
+    let descriptors: Vec<_> = tap.iter().map(AsRawFd::as_raw_fd).collect();
+    let device = serde_json::json!({"mac": mac, "tap_descriptors": descriptors});
     vec![serde_json::from_value(device).unwrap()]
 }
 
 /// A machine whose guest waits for its link and then serves.
-fn networked(mac: &str, tap: Option<&File>) -> Machine {
+pub(crate) fn networked(mac: &str, tap: &[File]) -> Machine {
     let mut machine = kernel_boot::machine("network");
-    let descriptor = tap.map(AsRawFd::as_raw_fd);
-    let device = serde_json::json!({"mac": mac, "tap_descriptor": descriptor});
-    machine.config.network_devices = vec![serde_json::from_value(device).unwrap()];
+    machine.config.network_devices = device(mac, tap);
     machine.config.control_socket = Some(machine.path("control"));
     machine
 }
 
 /// Starts `machine`, which alone inherits `tap`: other tests start processes at the same time.
-pub(crate) fn start(machine: &Machine, tap: &File) -> Running {
+pub(crate) fn start(machine: &Machine, tap: &[File]) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"));
     command.arg("--config").arg(machine.write_config());
-    let tap = tap.as_raw_fd();
-    // SAFETY: Between fork and exec there is one call, which may be made there (signal-safety(7)).
+    let queues: Vec<_> = tap.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: Between fork and exec there is one kind of call, which may be made there (signal-safety(7)).
     unsafe {
-        command.pre_exec(move || match libc::fcntl(tap, libc::F_SETFD, 0) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        command.pre_exec(move || {
+            for queue in &queues {
+                if libc::fcntl(*queue, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
         });
     }
     Running::spawn(&mut command).wait_for_first_run()
 }
 
 /// Waits for the guest's service.
-fn connect(machine: &Machine) -> TcpStream {
+pub(crate) fn connect(machine: &Machine) -> TcpStream {
     let deadline = Instant::now() + PATIENCE;
     let address = SocketAddr::from(([192, 0, 2, 2], 7));
     loop {
@@ -120,7 +134,7 @@ fn connect(machine: &Machine) -> TcpStream {
 }
 
 /// Sends bytes to the guest and reads them back.
-fn echo(mut stream: TcpStream) {
+pub(crate) fn echo(mut stream: TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let sent: Vec<u8> = (0..LENGTH).map(|at| (at * 7 + at / 251) as u8).collect();
     stream.write_all(&sent).unwrap();
@@ -130,7 +144,7 @@ fn echo(mut stream: TcpStream) {
     assert!(received == sent, "{} bytes came back", received.len());
 }
 
-fn counts(machine: &Machine) -> NetCounts {
+pub(crate) fn counts(machine: &Machine) -> NetCounts {
     match machine.ask(Request::Statistics) {
         Response::Statistics { network, .. } => network[0],
         other => panic!("{other:?}"),
@@ -146,7 +160,7 @@ fn wait_for_frames(machine: &Machine, before: NetCounts) {
     }
 }
 
-fn wait_for(machine: &Machine, line: &str) {
+pub(crate) fn wait_for(machine: &Machine, line: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !console(machine).contains(line) {
         assert!(Instant::now() < deadline, "{}", console(machine));
@@ -184,7 +198,7 @@ fn is_offloaded() -> bool {
 fn a_guest_gives_back_what_the_host_sends_it_also_between_pauses() {
     in_a_network_of_its_own(|| {
         let tap = tap();
-        let machine = networked("02:00:00:00:00:02", Some(&tap));
+        let machine = networked("02:00:00:00:00:02", &tap);
         let running = start(&machine, &tap);
         let stream = connect(&machine);
         let before = counts(&machine);
@@ -209,7 +223,7 @@ fn a_guest_gives_back_what_the_host_sends_it_also_between_pauses() {
 #[test]
 fn a_guest_made_without_a_tap_finds_its_link_where_it_goes_on() {
     in_a_network_of_its_own(|| {
-        let template = networked("02:00:00:00:00:02", None);
+        let template = networked("02:00:00:00:00:02", &[]);
         let running = template.start().wait_for_first_run();
         wait_for(&template, "init: the link is awaited");
         let directory = snapshot(&template, "snapshot");
@@ -217,7 +231,7 @@ fn a_guest_made_without_a_tap_finds_its_link_where_it_goes_on() {
         assert!(!console(&template).contains("init: the link is up"));
         for mac in ["02:00:00:00:00:03", "02:00:00:00:00:04"] {
             let tap = tap();
-            let mut copy = networked(mac, Some(&tap));
+            let mut copy = networked(mac, &tap);
             copy.config.restore = Some(directory.clone());
             let running = start(&copy, &tap);
             assert!(is_offloaded(), "what the driver had chosen");
@@ -231,7 +245,7 @@ fn a_guest_made_without_a_tap_finds_its_link_where_it_goes_on() {
 fn a_connection_goes_on_where_its_machine_does() {
     in_a_network_of_its_own(|| {
         let first_tap = tap();
-        let original = networked("02:00:00:00:00:02", Some(&first_tap));
+        let original = networked("02:00:00:00:00:02", &first_tap);
         let running = start(&original, &first_tap);
         let stream = connect(&original);
         let before = counts(&original);
@@ -242,7 +256,7 @@ fn a_connection_goes_on_where_its_machine_does() {
         drop(first_tap);
         // As after a move to another host: another tap, of another interface, with the same addresses.
         let second_tap = tap();
-        let mut copy = networked("02:00:00:00:00:02", Some(&second_tap));
+        let mut copy = networked("02:00:00:00:00:02", &second_tap);
         copy.config.restore = Some(directory);
         let running = start(&copy, &second_tap);
         echoed.join().unwrap();

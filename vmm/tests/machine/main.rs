@@ -14,6 +14,7 @@ mod flat_guest;
 mod hostile;
 mod kernel_boot;
 mod kernel_network;
+mod kernel_queues;
 mod kernel_snapshot;
 #[path = "../flat_guest/machine_code.rs"]
 mod machine_code;

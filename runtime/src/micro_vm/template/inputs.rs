@@ -14,7 +14,7 @@ use crate::configuration::MicroVmConfiguration;
 use crate::sizing::MachineSize;
 
 /// Raised when machines get other devices, or the guest is asked for other things before it is ready.
-const SHAPE_VERSION: u32 = 3;
+const SHAPE_VERSION: u32 = 4;
 
 /// Digits of a template's name. It is part of a socket's path, of which unix(7) allows 107 bytes.
 const NAME_DIGITS: usize = 16;

@@ -135,6 +135,8 @@ pub enum DeviceState {
         link_up: bool,
         /// How often that had changed.
         generation: u32,
+        /// How many of its pairs of queues the driver used.
+        pairs_in_use: u16,
     },
 }
 

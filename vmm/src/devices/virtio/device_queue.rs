@@ -65,15 +65,20 @@ impl DeviceQueue {
         device: &'static str,
         activation: &mut Activation,
     ) -> Result<Vec<Self>, ActivateError> {
+        Self::take_ready(activation)
+            .into_iter()
+            .enumerate()
+            .map(|(index, queue)| queue.ok_or(ActivateError::QueueNotReady { device, index }))
+            .collect()
+    }
+
+    /// Takes the queues out of an activation: nothing in the place of one that the driver left out.
+    pub(crate) fn take_ready(activation: &mut Activation) -> Vec<Option<Self>> {
         let queues = std::mem::take(&mut activation.queues);
         queues
             .into_iter()
-            .enumerate()
-            .map(|(index, active)| {
-                if !active.queue.ready() {
-                    return Err(ActivateError::QueueNotReady { device, index });
-                }
-                Ok(Self {
+            .map(|active| {
+                active.queue.ready().then(|| Self {
                     told: active.queue.next_used(),
                     queue: active.queue,
                     notification: active.notification,

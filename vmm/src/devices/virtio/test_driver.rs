@@ -72,6 +72,7 @@ struct TestQueue<'m> {
     next_available: u16,
     next_used: u16,
     notification: EventFd,
+    ready: bool,
 }
 
 impl<'m> TestQueue<'m> {
@@ -88,6 +89,7 @@ impl<'m> TestQueue<'m> {
             next_available: 0,
             next_used: 0,
             notification: EventFd::new(EFD_NONBLOCK).unwrap(),
+            ready: true,
         }
     }
 
@@ -98,7 +100,7 @@ impl<'m> TestQueue<'m> {
             next_used: position.next_used,
             event_idx_enabled: false,
             size: self.size,
-            ready: true,
+            ready: self.ready,
             desc_table: self.base,
             avail_ring: self.base + 0x4_0000,
             used_ring: self.base + 0x8_0000,
@@ -176,6 +178,11 @@ impl<'m> TestDriver<'m> {
     /// Accepts `features`, of which none is needed.
     pub(crate) fn accept(&mut self, features: u64) {
         self.features = features;
+    }
+
+    /// Does not make `queue` ready.
+    pub(crate) fn leave_out(&mut self, queue: usize) {
+        self.queues[queue].ready = false;
     }
 
     /// Says DRIVER_OK.

@@ -57,7 +57,7 @@ pub(crate) fn seed() -> u64 {
 /// What hostile guests find, and the machine beside theirs.
 pub(crate) struct Scene {
     directory: TempDir,
-    tap: File,
+    tap: Vec<File>,
     bystander: (Machine, Running),
     /// Whether the bystander runs all the time.
     beside: bool,
@@ -197,7 +197,7 @@ impl Scene {
             read_only: false,
         }];
         machine.config.block_devices = vec![disk(path("disk"))];
-        machine.config.network_devices = kernel_network::device(&self.tap);
+        machine.config.network_devices = kernel_network::device("02:00:00:00:00:02", &self.tap);
         machine
     }
 

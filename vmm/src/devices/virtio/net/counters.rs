@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// Counts frames while the device's thread moves them; any thread may read it.
+/// Counts frames while the device's threads move them; any thread may read it.
 #[derive(Debug, Default)]
 pub(super) struct NetCounters {
     pub(super) received: Counter,

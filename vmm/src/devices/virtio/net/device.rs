@@ -1,136 +1,177 @@
-//! The device: a pair of queues, one thread.
+//! The device: pairs of queues, each with a thread, and the control queue if there are several.
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::configuration::Configuration;
+use super::control::Control;
 use super::counters::{NetCounters, NetCounts};
 use super::features::{Agreed, offered};
-use super::receive::{Received, Receiver};
+use super::pace::Limit;
+use super::pair::{Pair, QUEUES_PER_PAIR, RECEIVE, Shared, TRANSMIT};
+use super::queue_pairs::QueuePairs;
 use super::tap::{Port, Tap, is_gone};
-use super::transmit::{Transmitted, Transmitter};
-use crate::config::{MacAddress, NetworkRateLimit};
+use super::workers::Workers;
+use crate::config::{MacAddress, NetworkDevice, NetworkRateLimit};
 use crate::devices::virtio::device::{
     ActivateError, Activation, DeviceState, Pausable, SaveError, VirtioDevice,
 };
 use crate::devices::virtio::device_queue::DeviceQueue;
-use crate::devices::virtio::interrupt::Interrupt;
-use crate::devices::virtio::worker::{Poller, Service, Worker, WorkerError};
+use crate::devices::virtio::worker::Worker;
 
-/// The queues, named as the driver sees them.
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
-const QUEUE_COUNT: usize = 2;
-
-/// Linux fills the receive queue with buffers of about 1.5 KiB: these hold six of the longest frames.
-const QUEUE_SIZES: [u16; QUEUE_COUNT] = [256, 256];
-
-/// The numbers of the other events in the poller. The queues have theirs.
-const STOP: u64 = QUEUE_COUNT as u64;
-const PORT: u64 = STOP + 1;
+/// The size of the queues of frames. Linux fills the receive queue with buffers of about 1.5 KiB: these hold six of the
+/// longest frames.
+const QUEUE_SIZE: u16 = 256;
+const CONTROL_QUEUE_SIZE: u16 = 64;
 
 /// A virtio network device.
 pub struct Net {
+    queue_sizes: Vec<u16>,
     configuration: Arc<Configuration>,
-    port: Option<Arc<dyn Port>>,
+    pairs: Arc<QueuePairs>,
     limit: NetworkRateLimit,
     counters: Arc<NetCounters>,
-    worker: Option<Worker<Frames>>,
+    workers: Option<Workers>,
+}
+
+/// The queues that a driver has made ready.
+struct ReadyQueues {
+    /// At least one pair, and no more than the driver has agreed on.
+    pairs: Vec<[DeviceQueue; QUEUES_PER_PAIR]>,
+    /// The control queue and its index.
+    control: Option<(usize, DeviceQueue)>,
 }
 
 impl Net {
-    /// A device with the address `mac` that announces `mtu`, if there is one, and is connected to `tap`. Without a tap
+    /// The device that `config`, which is valid, describes, connected to `taps`: one for each pair of queues. Without any
     /// its link is down.
-    pub fn new(mac: MacAddress, mtu: Option<u16>, tap: Option<Tap>, limit: NetworkRateLimit) -> Self {
-        Self::connected(mac, mtu, tap.map(|tap| Arc::new(tap) as Arc<dyn Port>), limit)
+    pub fn new(config: &NetworkDevice, taps: Vec<Tap>) -> Self {
+        let ports = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Port>);
+        let queue_pairs = u16::from(config.queue_pairs);
+        Self::connected(
+            config.mac,
+            config.mtu,
+            queue_pairs,
+            ports.collect(),
+            config.rate_limit,
+        )
     }
 
     /// Like [`new`](Self::new), with whatever frames come from.
     pub(super) fn connected(
         mac: MacAddress,
         mtu: Option<u16>,
-        port: Option<Arc<dyn Port>>,
+        queue_pairs: u16,
+        ports: Vec<Arc<dyn Port>>,
         limit: NetworkRateLimit,
     ) -> Self {
+        let mut queue_sizes = vec![QUEUE_SIZE; usize::from(queue_pairs) * QUEUES_PER_PAIR];
+        queue_sizes.extend((queue_pairs > 1).then_some(CONTROL_QUEUE_SIZE));
         Self {
-            configuration: Arc::new(Configuration::new(mac, mtu, port.is_some())),
-            port,
+            queue_sizes,
+            configuration: Arc::new(Configuration::new(mac, mtu, queue_pairs, !ports.is_empty())),
+            pairs: Arc::new(QueuePairs::new(ports)),
             limit,
             counters: Arc::default(),
-            worker: None,
+            workers: None,
         }
     }
 
-    fn start(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    /// Starts with the first `in_use` pairs in use.
+    fn start(&mut self, mut activation: Activation, in_use: u16) -> Result<(), ActivateError> {
         let device = self.name();
-        let failed = |doing| {
-            move |source| ActivateError::Host {
-                device,
-                doing,
-                source,
-            }
-        };
-        let queues = DeviceQueue::take_all(device, &mut activation)?;
-        let agreed = Agreed(activation.features);
-        let port = self
-            .prepare_port(agreed)
-            .map_err(failed("setting the offloads of the tap"))?;
-        let poller = Poller::new().map_err(failed("creating an epoll set"))?;
-        for (token, queue) in (0..).zip(&queues) {
-            poller
-                .add(queue.notification(), EventSet::IN, token)
-                .map_err(failed("watching a notification"))?;
-        }
-        if let Some(port) = &port {
-            poller
-                .add(&port.as_fd(), edges(), PORT)
-                .map_err(failed("watching the tap"))?;
-        }
-        self.worker = Some(Worker::start(
+        let failed = |(doing, source)| ActivateError::Host {
             device,
-            Arc::clone(&activation.interrupt),
-            activation.failures,
-            Frames {
-                queues,
-                port,
-                receiver: Receiver::new(agreed, self.limit.receive),
-                transmitter: Transmitter::new(agreed, self.limit.transmit),
-                configuration: Arc::clone(&self.configuration),
-                interrupt: activation.interrupt,
-                counters: Arc::clone(&self.counters),
-                poller,
-                knows_stop: false,
-            },
-        )?);
+            doing,
+            source,
+        };
+        let queue_count = activation.queues.len();
+        let agreed = Agreed(activation.features);
+        let ReadyQueues { pairs, control } = self.ready_queues(agreed, &mut activation)?;
+        if !(1..=pairs.len()).contains(&usize::from(in_use)) {
+            return Err(ActivateError::ForeignState { device });
+        }
+        self.prepare_ports(agreed, in_use).map_err(failed)?;
+        let shared = Shared {
+            agreed,
+            receive_limit: Limit::new(self.limit.receive),
+            transmit_limit: Limit::new(self.limit.transmit),
+            pairs: Arc::clone(&self.pairs),
+            configuration: Arc::clone(&self.configuration),
+            interrupt: Arc::clone(&activation.interrupt),
+            counters: Arc::clone(&self.counters),
+        };
+        let mut workers = Workers::new(queue_count);
+        let mut ready = 0;
+        for queues in pairs {
+            let pair = Pair::new(ready, queues, shared.clone()).map_err(failed)?;
+            workers.add(
+                usize::from(ready) * QUEUES_PER_PAIR,
+                Worker::start(
+                    device,
+                    Arc::clone(&activation.interrupt),
+                    Arc::clone(&activation.failures),
+                    pair,
+                )?,
+            );
+            ready += 1;
+        }
+        if let Some((index, queue)) = control {
+            let control = Control::new(queue, Arc::clone(&self.pairs), ready);
+            workers.add(
+                index,
+                Worker::start(device, activation.interrupt, activation.failures, control)?,
+            );
+        }
+        self.workers = Some(workers);
         Ok(())
     }
 
-    /// The port, if there is a link, leaving to the guest what was agreed on.
-    fn prepare_port(&self, agreed: Agreed) -> io::Result<Option<Arc<dyn Port>>> {
-        let port = self.port.as_ref().filter(|_| self.configuration.link_is_up());
-        let Some(port) = port else {
-            return Ok(None);
-        };
-        match port.set_offloads(agreed.offloads()) {
-            Ok(()) => Ok(Some(Arc::clone(port))),
-            Err(error) if is_gone(&error) => {
-                self.configuration.take_link_down();
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+    /// Sorts the queues by what the driver has agreed on. It needs the first pair; others it may leave out, but then it
+    /// cannot use them.
+    fn ready_queues(
+        &self,
+        agreed: Agreed,
+        activation: &mut Activation,
+    ) -> Result<ReadyQueues, ActivateError> {
+        let device = self.name();
+        let mut queues = DeviceQueue::take_ready(activation).into_iter();
+        let mut next = || queues.next().flatten();
+        let first = |queue: Option<_>, index| queue.ok_or(ActivateError::QueueNotReady { device, index });
+        let mut pairs = vec![[first(next(), RECEIVE)?, first(next(), TRANSMIT)?]];
+        let count = agreed.queue_pairs(self.configuration.queue_pairs());
+        let others: Vec<_> = (1..count).map(|_| (next(), next())).collect();
+        pairs.extend(
+            others
+                .into_iter()
+                .map_while(|(receive, transmit)| Some([receive?, transmit?])),
+        );
+        let control = next().filter(|_| agreed.has_control_queue());
+        let index = usize::from(count) * QUEUES_PER_PAIR;
+        Ok(ReadyQueues {
+            pairs,
+            control: control.map(|queue| (index, queue)),
+        })
     }
-}
 
-/// The events of a tap, each told once: what is behind one is looked at again only after the next, or after the reason
-/// to leave it is gone.
-fn edges() -> EventSet {
-    EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED
+    /// Leaves to the guest what was agreed on, if there is a link, and has frames come from the first `in_use` ports.
+    fn prepare_ports(&self, agreed: Agreed, in_use: u16) -> Result<(), (&'static str, io::Error)> {
+        // What is set of one queue of a tap is set of all.
+        let port = self.pairs.ports().first();
+        if let Some(port) = port.filter(|_| self.configuration.link_is_up()) {
+            match port.set_offloads(agreed.offloads()) {
+                Err(error) if is_gone(&error) => {
+                    self.configuration.take_link_down();
+                }
+                result => result.map_err(|error| ("setting the offloads of the tap", error))?,
+            }
+        }
+        self.pairs
+            .use_first(in_use)
+            .map_err(|error| ("attaching the queues of the tap", error))
+    }
 }
 
 impl VirtioDevice for Net {
@@ -143,11 +184,11 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn offered_features(&self) -> u64 {
-        offered(self.configuration.mtu())
+        offered(self.configuration.mtu(), self.configuration.queue_pairs())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -159,15 +200,16 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.start(activation)
+        // A driver uses one pair until it says otherwise.
+        self.start(activation, 1)
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.workers = None;
     }
 
     fn worker(&mut self) -> Option<&mut dyn Pausable> {
-        self.worker.as_mut().map(|worker| worker as &mut dyn Pausable)
+        self.workers.as_mut().map(|workers| workers as &mut dyn Pausable)
     }
 
     fn network_counts(&self) -> Option<NetCounts> {
@@ -179,6 +221,7 @@ impl VirtioDevice for Net {
             mac: self.configuration.mac(),
             link_up: self.configuration.link_is_up(),
             generation: self.configuration.generation(),
+            pairs_in_use: *self.pairs.in_use(),
         })
     }
 
@@ -189,6 +232,7 @@ impl VirtioDevice for Net {
             mac,
             link_up,
             generation,
+            pairs_in_use,
         } = *state
         else {
             return Err(ActivateError::ForeignState { device: self.name() });
@@ -196,7 +240,7 @@ impl VirtioDevice for Net {
         let changed = mac != self.configuration.mac() || link_up != self.configuration.link_is_up();
         self.configuration
             .set_generation(generation.wrapping_add(u32::from(changed)));
-        self.start(activation)?;
+        self.start(activation, pairs_in_use)?;
         if changed {
             interrupt
                 .signal_config_change()
@@ -205,136 +249,6 @@ impl VirtioDevice for Net {
                     doing: "raising the interrupt",
                     source,
                 })?;
-        }
-        Ok(())
-    }
-}
-
-/// What the device's thread works on.
-struct Frames {
-    queues: Vec<DeviceQueue>,
-    /// Nothing while there is no link.
-    port: Option<Arc<dyn Port>>,
-    receiver: Receiver,
-    transmitter: Transmitter,
-    configuration: Arc<Configuration>,
-    interrupt: Arc<Interrupt>,
-    counters: Arc<NetCounters>,
-    poller: Poller,
-    /// Whether the poller has the stop event.
-    knows_stop: bool,
-}
-
-impl Service for Frames {
-    fn serve(&mut self, stop: &EventFd) -> Result<(), WorkerError> {
-        if !self.knows_stop {
-            self.poller
-                .add(stop, EventSet::IN, STOP)
-                .map_err(WorkerError::host("watching the stop event"))?;
-            self.knows_stop = true;
-        }
-        let mut more = true;
-        loop {
-            let events = self
-                .poller
-                .wait(self.patience(more))
-                .map_err(WorkerError::host("waiting for events"))?;
-            let mut stopping = false;
-            for (token, events) in events {
-                match token {
-                    STOP => stopping = true,
-                    PORT => self.take_port_event(events),
-                    queue => self.take_notification(queue as usize)?,
-                }
-            }
-            let now = Instant::now();
-            more = self.transmit(now)?;
-            more |= self.receive(now)?;
-            if stopping {
-                return self.leave();
-            }
-        }
-    }
-
-    fn queues(&self) -> &[DeviceQueue] {
-        &self.queues
-    }
-}
-
-impl Frames {
-    /// How long to wait for the next event.
-    fn patience(&self, more: bool) -> Option<Duration> {
-        if more {
-            return Some(Duration::ZERO);
-        }
-        // Without a tap nothing waits.
-        self.port.as_ref()?;
-        let ends = [self.receiver.rests_until(), self.transmitter.rests_until()];
-        let first = ends.into_iter().flatten().min()?;
-        Some(first.saturating_duration_since(Instant::now()))
-    }
-
-    fn take_port_event(&mut self, events: EventSet) {
-        // An error is told by the next read.
-        if events.intersects(EventSet::IN | EventSet::ERROR | EventSet::HANG_UP) {
-            self.receiver.set_readable();
-        }
-        if events.contains(EventSet::OUT) {
-            self.transmitter.set_writable();
-        }
-    }
-
-    fn take_notification(&self, queue: usize) -> Result<(), WorkerError> {
-        self.queues
-            .get(queue)
-            .map_or(Ok(()), DeviceQueue::take_notification)
-            .map_err(WorkerError::queue(queue))
-    }
-
-    /// A turn of the transmit queue. Returns whether there may be more at once.
-    fn transmit(&mut self, now: Instant) -> Result<bool, WorkerError> {
-        let Some(queue) = self.queues.get_mut(TRANSMIT) else {
-            return Ok(false);
-        };
-        let port = self.port.as_deref();
-        let transmitted = self
-            .transmitter
-            .turn(queue, port, now, &self.counters)
-            .map_err(WorkerError::queue(TRANSMIT))?;
-        if let (Transmitted::Full, Some(port)) = (transmitted, port) {
-            // A tap tells of room only those who asked after it was full; it may have some already.
-            self.poller
-                .modify(&port.as_fd(), edges(), PORT)
-                .map_err(WorkerError::host("watching the tap for room"))?;
-        }
-        Ok(transmitted == Transmitted::More)
-    }
-
-    /// A turn of the receive queue. Returns whether there may be more at once.
-    fn receive(&mut self, now: Instant) -> Result<bool, WorkerError> {
-        let (Some(queue), Some(port)) = (self.queues.get_mut(RECEIVE), self.port.as_deref()) else {
-            return Ok(false);
-        };
-        let received = self
-            .receiver
-            .turn(queue, port, now, &self.counters)
-            .map_err(WorkerError::queue(RECEIVE))?;
-        if received == Received::Gone {
-            self.receiver.put_back(queue);
-            self.port = None;
-            self.configuration.take_link_down();
-            self.interrupt
-                .signal_config_change()
-                .map_err(WorkerError::host("raising the interrupt"))?;
-        }
-        // What the tap had no room for goes nowhere now.
-        Ok(received != Received::Idle)
-    }
-
-    /// Leaves the queues between two frames.
-    fn leave(&mut self) -> Result<(), WorkerError> {
-        if let Some(queue) = self.queues.get_mut(RECEIVE) {
-            self.receiver.put_back(queue);
         }
         Ok(())
     }

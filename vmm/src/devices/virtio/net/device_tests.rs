@@ -2,8 +2,10 @@
 
 mod hostile;
 mod moved;
+mod pairs;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -39,6 +41,7 @@ const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
 struct SocketPort {
     socket: OwnedFd,
     offloads: Mutex<Vec<u32>>,
+    attached: AtomicBool,
 }
 
 impl AsFd for SocketPort {
@@ -50,6 +53,11 @@ impl AsFd for SocketPort {
 impl Port for SocketPort {
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         self.offloads.lock().unwrap().push(offloads);
+        Ok(())
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        self.attached.store(attached, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -72,6 +80,7 @@ impl Network {
         let port = Arc::new(SocketPort {
             socket: ours,
             offloads: Mutex::default(),
+            attached: AtomicBool::new(true),
         });
         Self { socket, port }
     }
@@ -81,8 +90,11 @@ impl Network {
     }
 
     fn limited(&self, limit: NetworkRateLimit) -> Net {
-        let port = Arc::clone(&self.port) as Arc<dyn Port>;
-        Net::connected(mac(1), None, Some(port), limit)
+        Net::connected(mac(1), None, 1, vec![self.port()], limit)
+    }
+
+    fn port(&self) -> Arc<dyn Port> {
+        Arc::clone(&self.port) as _
     }
 
     /// Puts a frame on the wire when there is room for it.
@@ -404,7 +416,7 @@ fn frames_arrive_while_the_guest_keeps_giving_its_buffers_back() {
 #[test]
 fn a_device_without_a_tap_has_no_link_and_drops_what_is_sent() {
     let memory = TestDriver::memory();
-    let mut device = Net::connected(mac(7), Some(9000), None, NetworkRateLimit::default());
+    let mut device = Net::connected(mac(7), Some(9000), 1, Vec::new(), NetworkRateLimit::default());
     let mut driver = driver(&memory, MERGES | OFFLOADS, &mut device);
     give(&mut driver, 0, 4, 2048);
     transmit(&mut driver, header(0, 0), &pattern(0, 60));
@@ -415,7 +427,7 @@ fn a_device_without_a_tap_has_no_link_and_drops_what_is_sent() {
     let mut space = [0xff; 16];
     device.read_config(0, &mut space);
     assert_eq!(space, [2, 0, 0, 0, 0, 7, 0, 0, 1, 0, 0x28, 0x23, 0, 0, 0, 0]);
-    assert_eq!(device.offered_features(), features::offered(Some(9000)));
+    assert_eq!(device.offered_features(), features::offered(Some(9000), 1));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_GSO_NONE,
-    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 };
 
 use super::header::{Header, NEEDS_CHECKSUM};
@@ -35,9 +35,16 @@ const OFFERED: u64 = 1 << VIRTIO_F_VERSION_1
 /// All that a driver's choice can ask of a tap.
 pub(super) const ALL_OFFLOADS: u32 = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 
-/// What a device offers, with the MTU if there is something to say about it.
-pub(super) fn offered(mtu: Option<u16>) -> u64 {
-    OFFERED | u64::from(mtu.is_some()) << VIRTIO_NET_F_MTU
+/// What a device with several pairs of queues offers beside it.
+const OFFERED_WITH_PAIRS: u64 = 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
+
+/// What a device of so many pairs of queues offers, with the MTU if there is something to say about it.
+pub(super) fn offered(mtu: Option<u16>, queue_pairs: u16) -> u64 {
+    let pairs = match queue_pairs {
+        0 | 1 => 0,
+        _ => OFFERED_WITH_PAIRS,
+    };
+    OFFERED | u64::from(mtu.is_some()) << VIRTIO_NET_F_MTU | pairs
 }
 
 /// What a driver chose.
@@ -47,6 +54,19 @@ pub(super) struct Agreed(pub(super) u64);
 impl Agreed {
     fn has(self, feature: u32) -> bool {
         self.0 & 1 << feature != 0
+    }
+
+    /// Whether there is a control queue, behind the others.
+    pub(super) fn has_control_queue(self) -> bool {
+        self.has(VIRTIO_NET_F_CTRL_VQ)
+    }
+
+    /// How many pairs of queues come before the control queue, of a device that offered `offered`.
+    pub(super) fn queue_pairs(self, offered: u16) -> u16 {
+        match self.has(VIRTIO_NET_F_MQ) && self.has_control_queue() {
+            true => offered,
+            false => 1,
+        }
     }
 
     /// Whether a frame may be spread over several buffers.
@@ -170,5 +190,15 @@ mod tests {
         assert_eq!(none.received(header(0, TCP4)), None);
         assert_eq!(all.received(header(2, TCP6)), Some(header(2, TCP6)));
         assert_eq!(all.received(header(0, 5)), None);
+    }
+
+    #[test]
+    fn several_pairs_need_a_control_queue_and_one_offers_nothing_more() {
+        assert_eq!(offered(None, 1), OFFERED);
+        let chosen = offered(None, 4) & !OFFERED;
+        assert_eq!(chosen, 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ);
+        assert_eq!(Agreed(chosen).queue_pairs(4), 4);
+        assert_eq!(agreed(&[VIRTIO_NET_F_MQ]).queue_pairs(4), 1);
+        assert_eq!(agreed(&[VIRTIO_NET_F_CTRL_VQ]).queue_pairs(4), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! A direction's rate limit, and how long it has to wait.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::devices::rate_limiter::{RateLimit, RateLimiter};
@@ -7,24 +8,31 @@ use crate::devices::rate_limiter::{RateLimit, RateLimiter};
 /// It is looked at again after this time at the latest, which keeps the clock's numbers in their range.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// How fast frames may go in one direction.
+/// The limit of one direction, which all pairs of queues share.
+#[derive(Debug, Clone)]
+pub(super) struct Limit(Option<Arc<Mutex<RateLimiter>>>);
+
+impl Limit {
+    pub(super) fn new(limit: Option<RateLimit>) -> Self {
+        Self(limit.map(|limit| Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now())))))
+    }
+}
+
+/// How fast frames may go in one direction of one pair.
 #[derive(Debug)]
 pub(super) struct Pace {
-    limiter: Option<RateLimiter>,
+    limit: Limit,
     until: Option<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new(limit: Option<RateLimit>) -> Self {
-        Self {
-            limiter: limit.map(|limit| RateLimiter::new(limit, Instant::now())),
-            until: None,
-        }
+    pub(super) fn new(limit: Limit) -> Self {
+        Self { limit, until: None }
     }
 
     /// Whether there is a limit at all.
     pub(super) fn is_limited(&self) -> bool {
-        self.limiter.is_some()
+        self.limit.0.is_some()
     }
 
     /// Whether the last frame still has to wait.
@@ -38,11 +46,18 @@ impl Pace {
         self.until
     }
 
-    /// Whether a frame of `bytes` may go now. If not, it is to be asked for again when the rest is over.
+    /// Forgets the frame that has to wait.
+    pub(super) fn end_rest(&mut self) {
+        self.until = None;
+    }
+
+    /// Whether a frame of `bytes` may go now. If not, it is to be asked for again when the rest is over; another pair may
+    /// have been faster then.
     pub(super) fn admits(&mut self, now: Instant, bytes: usize) -> bool {
-        let Some(limiter) = &mut self.limiter else {
+        let Limit(Some(limiter)) = &self.limit else {
             return true;
         };
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
         self.until = match limiter.take(now, bytes as u64) {
             Ok(()) => None,
             Err(wait) => now.checked_add(wait.min(LONGEST_WAIT)),

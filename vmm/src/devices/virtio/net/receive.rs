@@ -10,9 +10,8 @@ use super::buffers::{Buffers, ENOUGH};
 use super::counters::NetCounters;
 use super::features::Agreed;
 use super::header::{HEADER_BYTES, Header, MAX_FRAME_BYTES};
-use super::pace::Pace;
+use super::pace::{Limit, Pace};
 use super::tap::{self, Port, is_gone};
-use crate::devices::rate_limiter::RateLimit;
 use crate::devices::virtio::device_queue::{DeviceQueue, QueueError};
 
 /// The receive side of one queue pair.
@@ -67,7 +66,7 @@ enum Read {
 }
 
 impl Receiver {
-    pub(super) fn new(agreed: Agreed, limit: Option<RateLimit>) -> Self {
+    pub(super) fn new(agreed: Agreed, limit: Limit) -> Self {
         Self {
             agreed,
             buffers: Buffers::new(agreed.merges_buffers()),
@@ -91,6 +90,15 @@ impl Receiver {
     /// Leaves the queue between two frames. One that waits for buffers goes on waiting.
     pub(super) fn put_back(&mut self, queue: &mut DeviceQueue) {
         self.buffers.put_back(queue);
+    }
+
+    /// Leaves the queue, and drops the frame that waits: the guest wants none here any more.
+    pub(super) fn give_up(&mut self, queue: &mut DeviceQueue, counters: &NetCounters) {
+        self.put_back(queue);
+        if self.held.take().is_some() {
+            counters.receive_dropped.add_one();
+        }
+        self.pace.end_rest();
     }
 
     /// Hands the guest at most one ring full of frames.

@@ -3,14 +3,22 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
-use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR};
+use libc::{IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuardMut;
 
 use super::features::ALL_OFFLOADS;
 use super::header::{HEADER_BYTES, Header};
+
+/// The flags that every tap has.
+const NEEDED: [(libc::c_int, &str); 3] = [
+    (IFF_TAP, "IFF_TAP"),
+    (IFF_NO_PI, "IFF_NO_PI"),
+    (IFF_VNET_HDR, "IFF_VNET_HDR"),
+];
 
 /// Why an inherited descriptor is no tap for a device.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +55,16 @@ pub enum TapError {
         /// The flag that it lacks.
         missing: &'static str,
     },
+    /// The descriptors of one device's pairs are of different taps.
+    #[error("descriptor {descriptor} is the device {name:?}, and those before it are {others:?}")]
+    OtherTap {
+        /// The number.
+        descriptor: i32,
+        /// The name of its network device.
+        name: String,
+        /// That of the others'.
+        others: String,
+    },
     /// The kernel refuses what the device needs.
     #[error("{doing} of the tap {name:?}")]
     Configure {
@@ -65,20 +83,54 @@ pub enum TapError {
 pub(super) trait Port: AsFd + Send + Sync {
     /// Lets frames from it leave to the guest what is in `offloads`, in the numbers of `TUNSETOFFLOAD`.
     fn set_offloads(&self, offloads: u32) -> io::Result<()>;
+
+    /// Has frames come from it, or not. Those that have come and were not read are lost with the latter.
+    fn set_attached(&self, attached: bool) -> io::Result<()>;
 }
 
-/// A tap.
+/// A tap, or one of its queues.
 #[derive(Debug)]
 pub struct Tap {
     descriptor: OwnedFd,
+    /// Whether it gets its share of the frames. The kernel refuses to be told twice.
+    attached: Mutex<bool>,
 }
 
 impl Tap {
-    /// The tap that this process inherited under the number `descriptor`, which stays open beside it.
+    /// The tap that this process inherited under the numbers `descriptors`, which stay open beside it: each is a queue of
+    /// it, if they are several.
     ///
     /// # Errors
-    /// When it is none, or not one for this.
-    pub fn inherit(descriptor: i32) -> Result<Self, TapError> {
+    /// When one is none, or not one for this.
+    pub fn inherit(descriptors: &[i32]) -> Result<Vec<Self>, TapError> {
+        let several = (IFF_MULTI_QUEUE, "IFF_MULTI_QUEUE");
+        let needed = match descriptors {
+            [] | [_] => &NEEDED[..],
+            _ => &[&NEEDED[..], &[several]].concat(),
+        };
+        let mut common = None;
+        let mut taps = Vec::with_capacity(descriptors.len());
+        for &descriptor in descriptors {
+            let (tap, name) = Self::inherit_one(descriptor, needed)?;
+            let others = common.get_or_insert_with(|| name.clone());
+            if *others != name {
+                let others = others.clone();
+                return Err(TapError::OtherTap {
+                    descriptor,
+                    name,
+                    others,
+                });
+            }
+            taps.push(tap);
+        }
+        Ok(taps)
+    }
+
+    /// One descriptor, which was attached with the flags `needed`, and the name of its network device.
+    fn inherit_one(
+        descriptor: i32,
+        needed: &[(libc::c_int, &'static str)],
+    ) -> Result<(Self, String), TapError> {
         // SAFETY: The call takes no pointer, and any number: it fails for one that is not open.
         let own = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
         if own < 0 {
@@ -89,22 +141,21 @@ impl Tap {
         let own = unsafe { OwnedFd::from_raw_fd(own) };
         let (name, flags) =
             interface(own.as_fd()).map_err(|source| TapError::NoTap { descriptor, source })?;
-        let needed = [
-            (IFF_TAP, "IFF_TAP"),
-            (IFF_NO_PI, "IFF_NO_PI"),
-            (IFF_VNET_HDR, "IFF_VNET_HDR"),
-        ];
-        if let Some((_, missing)) = needed.into_iter().find(|(flag, _)| flags & flag == 0) {
+        if let Some((_, missing)) = needed.iter().find(|(flag, _)| flags & flag == 0) {
             return Err(TapError::Flags {
                 descriptor,
                 name,
                 missing,
             });
         }
-        let tap = Self { descriptor: own };
-        tap.configure()
-            .map_err(|(doing, source)| TapError::Configure { doing, name, source })?;
-        Ok(tap)
+        let tap = Self {
+            descriptor: own,
+            attached: Mutex::new(flags & IFF_DETACH_QUEUE == 0),
+        };
+        match tap.configure() {
+            Ok(()) => Ok((tap, name)),
+            Err((doing, source)) => Err(TapError::Configure { doing, name, source }),
+        }
     }
 
     /// Has it speak as the device does. Until a driver chooses otherwise it hands over only complete frames.
@@ -147,6 +198,29 @@ impl Port for Tap {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         let result = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) };
         check(result)
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let mut is_attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_attached == attached {
+            return Ok(());
+        }
+        let change = match attached {
+            true => IFF_ATTACH_QUEUE,
+            false => IFF_DETACH_QUEUE,
+        };
+        // SAFETY: All of `ifreq` is numbers, for which zero is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = change as libc::c_short;
+        // SAFETY: TUNSETQUEUE reads one `ifreq` through the pointer, which is valid for the call.
+        let result = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) };
+        if let Err(error) = check(result) {
+            // It does not say of itself that the network device is gone.
+            interface(self.as_fd())?;
+            return Err(error);
+        }
+        *is_attached = attached;
+        Ok(())
     }
 }
 

@@ -3,6 +3,8 @@
 //! A thread has a network namespace of its own, so nothing of the machine's network is touched, and all is gone with the
 //! thread. Where that is not allowed the tests say so and do nothing.
 
+mod queues;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::UdpSocket;
@@ -18,7 +20,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::{Net, Tap, TapError};
-use crate::config::{MacAddress, NetworkRateLimit};
+use crate::config::{MacAddress, NetworkDevice, NetworkRateLimit};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::test_driver::{Buffer, TestDriver};
 
@@ -146,9 +148,20 @@ fn bring(flag: i32) {
 }
 
 fn device(tap: &File) -> Net {
-    let tap = Tap::inherit(tap.as_raw_fd()).unwrap();
-    let mac = MacAddress::new(GUEST_MAC).unwrap();
-    Net::new(mac, None, Some(tap), NetworkRateLimit::default())
+    device_with_queues(std::slice::from_ref(tap))
+}
+
+/// With a pair of queues for each of the tap's.
+fn device_with_queues(tap: &[File]) -> Net {
+    let numbers: Vec<_> = tap.iter().map(AsRawFd::as_raw_fd).collect();
+    let config = NetworkDevice {
+        mac: MacAddress::new(GUEST_MAC).unwrap(),
+        mtu: None,
+        queue_pairs: tap.len() as u8,
+        tap_descriptors: numbers.clone(),
+        rate_limit: NetworkRateLimit::default(),
+    };
+    Net::new(&config, Tap::inherit(&numbers).unwrap())
 }
 
 /// The sum of TCP and IP checksums over `bytes` (RFC 1071).
@@ -289,14 +302,14 @@ fn packet_socket() -> OwnedFd {
 }
 
 fn refusal(descriptor: i32) -> String {
-    Tap::inherit(descriptor).unwrap_err().to_string()
+    Tap::inherit(&[descriptor]).unwrap_err().to_string()
 }
 
 #[test]
 fn what_is_no_tap_is_refused_with_what_it_is() {
     let file = File::open("/dev/null").unwrap();
     assert!(matches!(
-        Tap::inherit(file.as_raw_fd()),
+        Tap::inherit(&[file.as_raw_fd()]),
         Err(TapError::NoTap { .. })
     ));
     let closed = 1_000_000;
@@ -304,11 +317,11 @@ fn what_is_no_tap_is_refused_with_what_it_is() {
         refusal(closed),
         "taking descriptor 1000000 as a tap; whoever starts this process opens the tap and hands it down"
     );
-    assert!(matches!(Tap::inherit(-1), Err(TapError::Descriptor { .. })));
+    assert!(matches!(Tap::inherit(&[-1]), Err(TapError::Descriptor { .. })));
     in_a_network_of_its_own(|| {
         let unattached = open_tun().unwrap();
         assert!(matches!(
-            Tap::inherit(unattached.as_raw_fd()),
+            Tap::inherit(&[unattached.as_raw_fd()]),
             Err(TapError::NoTap { .. })
         ));
         for (flags, missing) in [
@@ -546,7 +559,7 @@ fn a_machine_made_without_a_tap_goes_on_with_one() {
         host.set_read_timeout(Some(PATIENCE)).unwrap();
         let memory = TestDriver::memory();
         let other = MacAddress::new([2, 0, 0, 0, 0, 9]).unwrap();
-        let mut before = Net::new(other, None, None, NetworkRateLimit::default());
+        let mut before = Net::connected(other, None, 1, Vec::new(), NetworkRateLimit::default());
         let mut after = device(&tap);
         let mut driver = TestDriver::new(&memory, before.queue_sizes());
         driver.accept(FEATURES);

@@ -8,9 +8,8 @@ use super::areas::{self, Area, Direction};
 use super::counters::NetCounters;
 use super::features::Agreed;
 use super::header::{HEADER_BYTES, Header, MAX_FRAME_BYTES, MIN_FRAME_BYTES};
-use super::pace::Pace;
+use super::pace::{Limit, Pace};
 use super::tap::{self, Port};
-use crate::devices::rate_limiter::RateLimit;
 use crate::devices::virtio::device_queue::{Chain, DeviceQueue, QueueError};
 
 /// The lengths of what the guest may send, with the header.
@@ -45,7 +44,7 @@ enum Sent {
 }
 
 impl Transmitter {
-    pub(super) fn new(agreed: Agreed, limit: Option<RateLimit>) -> Self {
+    pub(super) fn new(agreed: Agreed, limit: Limit) -> Self {
         Self {
             agreed,
             areas: Vec::new(),

@@ -93,7 +93,7 @@ fn a_pause_does_not_wait_for_a_rate_limit() {
 
 /// A device without a link, as in a machine that is made to be copied.
 fn unconnected() -> Net {
-    Net::connected(mac(9), None, None, NetworkRateLimit::default())
+    Net::connected(mac(9), None, 1, Vec::new(), NetworkRateLimit::default())
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn what_has_not_changed_is_not_announced() {
     assert_eq!(driver.interrupt_status() & 2, 0);
     assert_eq!(after.config_generation(), 0);
     // Another address alone is a change.
-    let mut renamed = Net::connected(mac(8), None, None, NetworkRateLimit::default());
+    let mut renamed = Net::connected(mac(8), None, 1, Vec::new(), NetworkRateLimit::default());
     driver.move_over(&mut after, &mut renamed);
     driver.wait_for_config_change();
     assert_eq!(renamed.config_generation(), 1);
@@ -147,7 +147,8 @@ fn what_has_not_changed_is_not_announced() {
         DeviceState::Net {
             mac: mac(1),
             link_up: true,
-            generation: 2
+            generation: 2,
+            pairs_in_use: 1,
         }
     );
 }
