@@ -282,6 +282,40 @@ fn a_pod_with_two_interfaces_has_both_under_their_names_and_sends_as_fast_as_it_
     container.on("delete", &["--force"]).expect(0);
 }
 
+/// Its machine is cloned from a template, whose guest has asked for both pairs where there was no tap.
+#[test]
+fn a_pod_with_two_processors_has_two_pairs_of_queues() {
+    const BYTES: usize = 10_000;
+    let (pod, outside) = networks();
+    let Some(mut container) = container(Some(&pod.path()), &["sleep", "600"]) else {
+        return;
+    };
+    container.config["annotations"] = json!({ "dev.bulkhead.machine.vcpus": "2" });
+    let id = container.id();
+    container.oci("run", &["--detach", &id]).expect(0);
+    let within = |script: &str| run_in(&container, script).expect(0).stdout;
+    assert_eq!(
+        within("busybox ls /sys/class/net/eth5/queues"),
+        "rx-0\nrx-1\ntx-0\ntx-1\n"
+    );
+    outside.shell(&format!("busybox ping -c 2 -W 10 {POD}"));
+    // From each processor, and so by each pair.
+    for processor in ["1", "2"] {
+        let server = outside.inside(|| {
+            let listener = TcpListener::bind((OUTSIDE, 7000)).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+        });
+        within(&format!(
+            "head -c {BYTES} /dev/zero | busybox taskset {processor} busybox nc {OUTSIDE} 7000"
+        ));
+        assert_eq!(server.join().unwrap(), BYTES as u64);
+    }
+    container.on("delete", &["--force"]).expect(0);
+    let left = pod.shell("cat /proc/net/dev");
+    assert!(!left.contains("bhtap"), "{left}");
+}
+
 #[test]
 fn a_pod_without_a_network_has_loopback_alone() {
     let Some(container) = container(None, &["sh", "-c", "busybox ls /sys/class/net; busybox ip route"])
