@@ -232,7 +232,7 @@ fn connect(namespace: OwnedFd, queues: u8) -> Result<PodNetwork, PodNetworkError
             .index_of(&name)
             .map_err(io::Error::from)
             .map_err(step("finding the tap"))?;
-        tap::bring_up(&mut netlink, tap_index, interface.mtu)
+        tap::bring_up(&mut netlink, tap_index, interface.mtu, queues)
             .map_err(io::Error::from)
             .map_err(step("bringing the tap up"))?;
         let inwards = Redirection {

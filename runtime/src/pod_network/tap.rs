@@ -15,6 +15,9 @@ const NAME: &[u8] = b"bhtap%d";
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const NO_ADDRESSES: u8 = 1;
 
+/// How many frames a tap's queue holds, as Linux has it (`TUN_READQ_SIZE`).
+const QUEUE_LENGTH: u32 = 500;
+
 /// A new tap in the namespace of this thread, with so many queues, and its name. It is gone when its descriptors are, of
 /// which each queue has one.
 pub(super) fn make(queues: u8) -> io::Result<(Vec<OwnedFd>, String)> {
@@ -52,8 +55,9 @@ fn attach(name: &[u8], flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
     Ok((file.into(), String::from_utf8_lossy(&name).into_owned()))
 }
 
-/// Lets frames through, up to this length.
-pub(super) fn bring_up(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(), Errno> {
+/// Lets frames through, up to this length. What the `queues` of it hold for a guest that takes nothing is together what one
+/// would.
+pub(super) fn bring_up(netlink: &mut Netlink, index: u32, mtu: u32, queues: u8) -> Result<(), Errno> {
     let family = nested(
         libc::AF_INET6 as u16,
         &[(IFLA_INET6_ADDR_GEN_MODE, vec![NO_ADDRESSES])],
@@ -64,6 +68,10 @@ pub(super) fn bring_up(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<()
         Ok(()) | Err(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error),
     }
+    // Before it is up: its queueing disciplines are made then, as long as its queues, and 256 of them if it has several.
+    let length = QUEUE_LENGTH / u32::from(queues.max(1));
+    let length = vec![(libc::IFLA_TXQLEN, length.to_ne_bytes().to_vec())];
+    netlink.request(&Message::link(index, 0, 0, length))?;
     let up = libc::IFF_UP as u32;
     let mtu = vec![(libc::IFLA_MTU, mtu.to_ne_bytes().to_vec())];
     netlink.request(&Message::link(index, up, up, mtu))

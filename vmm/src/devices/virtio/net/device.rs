@@ -9,7 +9,7 @@ use super::configuration::Configuration;
 use super::control::Control;
 use super::counters::{NetCounters, NetCounts};
 use super::features::{Agreed, offered};
-use super::pace::Limit;
+use super::pace::SharedLimit;
 use super::pair::{Pair, QUEUES_PER_PAIR, RECEIVE, Shared, TRANSMIT};
 use super::queue_pairs::QueuePairs;
 use super::tap::{Port, Tap, is_gone};
@@ -96,8 +96,8 @@ impl Net {
         self.prepare_ports(agreed, in_use).map_err(failed)?;
         let shared = Shared {
             agreed,
-            receive_limit: Limit::new(self.limit.receive),
-            transmit_limit: Limit::new(self.limit.transmit),
+            receive_limit: SharedLimit::new(self.limit.receive),
+            transmit_limit: SharedLimit::new(self.limit.transmit),
             pairs: Arc::clone(&self.pairs),
             configuration: Arc::clone(&self.configuration),
             interrupt: Arc::clone(&activation.interrupt),
@@ -221,7 +221,7 @@ impl VirtioDevice for Net {
             mac: self.configuration.mac(),
             link_up: self.configuration.link_is_up(),
             generation: self.configuration.generation(),
-            pairs_in_use: *self.pairs.in_use(),
+            pairs_in_use: *self.pairs.hold_in_use(),
         })
     }
 

@@ -10,23 +10,34 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// The limit of one direction, which all pairs of queues share.
 #[derive(Debug, Clone)]
-pub(super) struct Limit(Option<Arc<Mutex<RateLimiter>>>);
+pub(super) struct SharedLimit(Option<Arc<Mutex<Gate>>>);
 
-impl Limit {
+/// A limit, and until when it lets nobody through: behind small frames of other pairs, a large one would else wait for ever.
+#[derive(Debug)]
+struct Gate {
+    limiter: RateLimiter,
+    closed_until: Option<Instant>,
+}
+
+impl SharedLimit {
     pub(super) fn new(limit: Option<RateLimit>) -> Self {
-        Self(limit.map(|limit| Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now())))))
+        let gate = limit.map(|limit| Gate {
+            limiter: RateLimiter::new(limit, Instant::now()),
+            closed_until: None,
+        });
+        Self(gate.map(|gate| Arc::new(Mutex::new(gate))))
     }
 }
 
 /// How fast frames may go in one direction of one pair.
 #[derive(Debug)]
 pub(super) struct Pace {
-    limit: Limit,
+    limit: SharedLimit,
     until: Option<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new(limit: Limit) -> Self {
+    pub(super) fn new(limit: SharedLimit) -> Self {
         Self { limit, until: None }
     }
 
@@ -54,14 +65,17 @@ impl Pace {
     /// Whether a frame of `bytes` may go now. If not, it is to be asked for again when the rest is over; another pair may
     /// have been faster then.
     pub(super) fn admits(&mut self, now: Instant, bytes: usize) -> bool {
-        let Limit(Some(limiter)) = &self.limit else {
+        let SharedLimit(Some(gate)) = &self.limit else {
             return true;
         };
-        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        self.until = match limiter.take(now, bytes as u64) {
-            Ok(()) => None,
-            Err(wait) => now.checked_add(wait.min(LONGEST_WAIT)),
-        };
+        let mut gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.closed_until = gate.closed_until.filter(|until| now < *until);
+        if gate.closed_until.is_none()
+            && let Err(wait) = gate.limiter.take(now, bytes as u64)
+        {
+            gate.closed_until = now.checked_add(wait.min(LONGEST_WAIT));
+        }
+        self.until = gate.closed_until;
         self.until.is_none()
     }
 }

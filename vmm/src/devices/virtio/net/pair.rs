@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::configuration::Configuration;
 use super::counters::NetCounters;
 use super::features::Agreed;
-use super::pace::Limit;
+use super::pace::SharedLimit;
 use super::queue_pairs::QueuePairs;
 use super::receive::{Received, Receiver};
 use super::tap::Port;
@@ -32,8 +32,8 @@ const PORT: u64 = STOP + 1;
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) agreed: Agreed,
-    pub(super) receive_limit: Limit,
-    pub(super) transmit_limit: Limit,
+    pub(super) receive_limit: SharedLimit,
+    pub(super) transmit_limit: SharedLimit,
     pub(super) pairs: Arc<QueuePairs>,
     pub(super) configuration: Arc<Configuration>,
     pub(super) interrupt: Arc<Interrupt>,
@@ -131,10 +131,11 @@ impl Pair {
         WorkerError::queue(usize::from(self.index) * QUEUES_PER_PAIR + queue)
     }
 
-    /// A turn of the transmit queue. Returns whether there may be more at once. It is served also where the pair is not
-    /// in use: what the driver had put there before goes out.
+    /// A turn of the transmit queue. Returns whether there may be more at once. What a driver puts into a pair that is not
+    /// in use goes nowhere: the host's kernel complains of frames from a detached queue, for the whole host to see.
     fn transmit(&mut self, now: Instant) -> Result<bool, WorkerError> {
-        let port = self.port.as_deref();
+        let in_use = self.shared.pairs.hold_in_use();
+        let port = self.port.as_deref().filter(|_| self.index < *in_use);
         let transmitted = self
             .transmitter
             .turn(&mut self.queues[TRANSMIT], port, now, &self.shared.counters)
@@ -153,7 +154,7 @@ impl Pair {
         let queue_error = self.queue_error(RECEIVE);
         let queue = &mut self.queues[RECEIVE];
         let counters = &self.shared.counters;
-        let in_use = self.shared.pairs.in_use();
+        let in_use = self.shared.pairs.hold_in_use();
         if self.index >= *in_use {
             self.receiver.give_up(queue, counters);
             return Ok(false);

@@ -9,10 +9,10 @@ use std::time::Instant;
 use super::tap::{Port, is_gone};
 use crate::devices::rate_limiter::{RateLimit, RateLimiter};
 
-/// How often a driver may change the number: each time the host's kernel stops all changes to its network for a moment,
-/// and not only this guest's.
-const CHANGES_PER_SECOND: u64 = 10;
-const CHANGES_AT_ONCE: u64 = 50;
+/// How often a driver may change the number: for each pair that comes or goes the host's kernel stops all changes to its
+/// network for a moment, and not only this guest's. Linux asks once, when it finds the device.
+const CHANGES_PER_SECOND: u64 = 2;
+const CHANGES_AT_ONCE: u64 = 16;
 
 /// The pairs of one device, which its threads share. They outlive its drivers.
 pub(super) struct QueuePairs {
@@ -41,9 +41,9 @@ impl QueuePairs {
         &self.ports
     }
 
-    /// The number of pairs in use, which stays what it is as long as the answer is kept: who gives the guest frames does
-    /// so for a turn, so that no pair has any for it after the guest was told that it is not in use.
-    pub(super) fn in_use(&self) -> RwLockReadGuard<'_, u16> {
+    /// The number of pairs in use, which stays what it is as long as the answer is kept. A pair keeps it for a turn: once
+    /// the guest was told that a pair is not in use, that pair moves no frame.
+    pub(super) fn hold_in_use(&self) -> RwLockReadGuard<'_, u16> {
         self.in_use.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -63,10 +63,9 @@ impl QueuePairs {
         Ok(())
     }
 
-    /// The same because the driver wants it. Returns whether it is so: not if the host refuses, or the driver has asked too
-    /// often.
+    /// Has as many pairs in use as the driver asks for. Returns false if the host refuses, or the driver has asked too often.
     pub(super) fn use_as_asked(&self, count: u16) -> bool {
-        if *self.in_use() == count {
+        if *self.hold_in_use() == count {
             return true;
         }
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);

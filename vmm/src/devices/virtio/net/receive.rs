@@ -10,7 +10,7 @@ use super::buffers::{Buffers, ENOUGH};
 use super::counters::NetCounters;
 use super::features::Agreed;
 use super::header::{HEADER_BYTES, Header, MAX_FRAME_BYTES};
-use super::pace::{Limit, Pace};
+use super::pace::{Pace, SharedLimit};
 use super::tap::{self, Port, is_gone};
 use crate::devices::virtio::device_queue::{DeviceQueue, QueueError};
 
@@ -66,7 +66,7 @@ enum Read {
 }
 
 impl Receiver {
-    pub(super) fn new(agreed: Agreed, limit: Limit) -> Self {
+    pub(super) fn new(agreed: Agreed, limit: SharedLimit) -> Self {
         Self {
             agreed,
             buffers: Buffers::new(agreed.merges_buffers()),

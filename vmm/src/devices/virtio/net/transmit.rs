@@ -8,7 +8,7 @@ use super::areas::{self, Area, Direction};
 use super::counters::NetCounters;
 use super::features::Agreed;
 use super::header::{HEADER_BYTES, Header, MAX_FRAME_BYTES, MIN_FRAME_BYTES};
-use super::pace::{Limit, Pace};
+use super::pace::{Pace, SharedLimit};
 use super::tap::{self, Port};
 use crate::devices::virtio::device_queue::{Chain, DeviceQueue, QueueError};
 
@@ -44,7 +44,7 @@ enum Sent {
 }
 
 impl Transmitter {
-    pub(super) fn new(agreed: Agreed, limit: Limit) -> Self {
+    pub(super) fn new(agreed: Agreed, limit: SharedLimit) -> Self {
         Self {
             agreed,
             areas: Vec::new(),

@@ -186,10 +186,17 @@ fn a_pair_that_is_not_used_gets_no_frames() {
     assert_eq!(use_pairs(&mut driver, 1), OK);
     networks[1].send(header(0, 0), &pattern(3, 62));
     quiet(&mut driver, 1);
-    // What the driver had put there before is still sent.
+    // Nor do the driver's go anywhere.
     transmit(&mut driver, 1, &pattern(4, 63));
     driver.wait_for_used(transmit_queue(1));
-    assert_eq!(networks[1].receive().1, pattern(4, 63));
+    wait_for_counts(
+        &device,
+        NetCounts {
+            received: 2,
+            transmit_dropped: 1,
+            ..NetCounts::default()
+        },
+    );
     quiet(&mut driver, 1);
 }
 
@@ -320,9 +327,9 @@ fn a_driver_that_changes_its_mind_all_the_time_is_told_to_wait() {
         }
         assert_eq!(in_use(), wanted);
         changes += 1;
-        assert!(changes < 50 + 10 * (begun.elapsed().as_secs() + 1));
+        assert!(changes < 16 + 2 * (begun.elapsed().as_secs() + 1));
     }
-    assert!(changes >= 50);
+    assert!(changes >= 16);
     assert_eq!(use_pairs(&mut driver, in_use()), OK, "what is so already");
     let patience = begun + Duration::from_secs(20);
     while use_pairs(&mut driver, 3) == ERROR {
