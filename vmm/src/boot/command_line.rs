@@ -27,10 +27,7 @@ const WORDS: &str = "console=hvc0 earlyprintk=serial,ttyS0,115200 tsc=reliable r
 ///   which takes a quarter off the time of a boot.
 /// - `clocksource=kvm-clock`: kvm-pvm takes writes to the time stamp counter and ignores them, so the counter of a
 ///   restored guest has jumped by the time between; KVM's clock has not.
-/// - `lone_task_periods=5`: while one task runs on a CPU, the tick comes every 50 ms instead of every 10, which it would
-///   take an eighth to a third of what is executed meanwhile. It is our kernel's (`kernel-config/patches`).
-const EMULATED_KERNEL_MODE_WORDS: &str =
-    " noreplace-smp clearcpuid=smap,erms,fsrm clocksource=kvm-clock lone_task_periods=5";
+const EMULATED_KERNEL_MODE_WORDS: &str = " noreplace-smp clearcpuid=smap,erms,fsrm clocksource=kvm-clock";
 
 /// The command line does not fit.
 #[derive(Debug, thiserror::Error)]
