@@ -1,6 +1,6 @@
 //! Many runs behind each wall, in a row and at once, nothing left after the last.
 //!
-//! `BULKHEAD_TEST_RUNS` says how many microVMs in a row; without it 10, since one takes seconds where the guest's kernel is
+//! `BULKHEAD_TEST_RUNS` says how many microVMs in a row; without it 4, since one takes seconds where the guest's kernel is
 //! emulated.
 
 #![allow(
@@ -43,7 +43,7 @@ fn fifty_runs_on_the_hosts_kernel_leave_nothing() {
 
 #[test]
 fn microvms_in_a_row_leave_nothing() {
-    let runs = std::env::var("BULKHEAD_TEST_RUNS").map_or(10, |text| text.parse().expect("a number"));
+    let runs = std::env::var("BULKHEAD_TEST_RUNS").map_or(4, |text| text.parse().expect("a number"));
     runs_leave_nothing(Wall::MicroVm, runs);
 }
 

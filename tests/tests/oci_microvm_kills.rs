@@ -2,8 +2,8 @@
 //! its program, and the command line itself. Whatever it was, nobody hangs, `delete --force` is quick, nothing is left,
 //! and the sandbox beside it lives.
 //!
-//! `BULKHEAD_TEST_KILLS` says how many moments (12 without it), `BULKHEAD_TEST_CYCLES` how many lives from creation to
-//! deletion (5), `BULKHEAD_TEST_SEED` from which seed the moments are drawn.
+//! `BULKHEAD_TEST_KILLS` says how many moments (8 without it), `BULKHEAD_TEST_CYCLES` how many lives from creation to
+//! deletion (3), `BULKHEAD_TEST_SEED` from which seed the moments are drawn.
 
 #![allow(
     clippy::unwrap_used,
@@ -388,7 +388,7 @@ fn whatever_is_killed_at_whatever_moment() {
     scene.clean_up("an undisturbed life");
     let times = scene.measure();
     let mut deletions: Vec<(Duration, Victim)> = Vec::new();
-    let kills = usize::try_from(number("BULKHEAD_TEST_KILLS", 12)).unwrap();
+    let kills = usize::try_from(number("BULKHEAD_TEST_KILLS", 8)).unwrap();
     for (moment, victim) in VICTIMS.into_iter().cycle().take(kills).enumerate() {
         let what = format!("moment {moment}, {victim:?}, seed {seed}");
         scene.kill_at_some_moment(victim, &times, &mut random);
@@ -411,7 +411,7 @@ fn lives_from_creation_to_deletion_leave_nothing_that_grows() {
     let Some(scene) = Scene::new() else { return };
     let (member, folder) = (&scene.member.0, scene.member.1.to_str().unwrap());
     let mut before: Option<(usize, usize, usize)> = None;
-    for cycle in 0..=number("BULKHEAD_TEST_CYCLES", 5) {
+    for cycle in 0..=number("BULKHEAD_TEST_CYCLES", 3) {
         scene.create();
         scene.start();
         scene.to_its_end("create", &["--bundle", folder, member]);

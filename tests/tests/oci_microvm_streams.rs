@@ -1,7 +1,7 @@
 //! Much through the standard streams of a container behind the microVM wall, each way, by programs that end at once behind
 //! their last byte: none is lost.
 //!
-//! `BULKHEAD_TEST_STREAM_MIB` says how much; without it 4 MiB, since a guest whose kernel is emulated moves a few MiB a
+//! `BULKHEAD_TEST_STREAM_MIB` says how much; without it 2 MiB, since a guest whose kernel is emulated moves a few MiB a
 //! second.
 
 #![allow(
@@ -33,7 +33,7 @@ impl Scene {
         // A cgroup beside all others, of much weight: what else runs on the host is not to decide how long things take.
         container.config["linux"]["cgroupsPath"] = json!(format!("/{}", container.id()));
         container.config["linux"]["resources"]["cpu"] = json!({ "shares": 32_768 });
-        let mib = std::env::var("BULKHEAD_TEST_STREAM_MIB").map_or(4, |text| text.parse().expect("a number"));
+        let mib = std::env::var("BULKHEAD_TEST_STREAM_MIB").map_or(2, |text| text.parse().expect("a number"));
         let data = container.rootfs().join("data");
         let mut random = File::open("/dev/urandom").unwrap().take(1 << 20);
         let mut one = Vec::new();
