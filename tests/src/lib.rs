@@ -277,6 +277,17 @@ pub fn kvm_is_there() -> bool {
     is_there
 }
 
+/// Whether a test that makes many microVMs would take too long here, as `.ci/test` finds out; said aloud.
+pub fn guests_are_too_slow() -> bool {
+    let slow = std::env::var_os("BULKHEAD_TEST_SLOW_GUESTS").is_some_and(|value| !value.is_empty());
+    if slow {
+        println!(
+            "SKIPPED: the guests of this host are slow; BULKHEAD_TEST_SLOW_GUESTS= has them made all the same"
+        );
+    }
+    slow
+}
+
 /// A configuration file for a copy of ours elsewhere: the parts of a microVM are where they were built, so that templates
 /// are those that every test may clone from.
 pub fn microvm_configuration() -> String {

@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use tests::docker::{Docker, IMAGE};
 use tests::terminal::Terminal;
-use tests::{Wall, behind_both_walls, finish};
+use tests::{Wall, behind_both_walls, finish, guests_are_too_slow};
 
 behind_both_walls! {
     commands_are_run_and_their_exit_codes_are_dockers,
@@ -68,6 +68,9 @@ fn commands_are_run_and_their_exit_codes_are_dockers(wall: Wall) {
 }
 
 fn a_container_is_entered_paused_signalled_and_stopped(wall: Wall) {
+    if wall == Wall::MicroVm && guests_are_too_slow() {
+        return;
+    }
     let Some(docker) = Docker::start(wall) else { return };
     let script =
         "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
@@ -171,6 +174,9 @@ fn limits_and_protections_are_those_asked_for(wall: Wall) {
 }
 
 fn files_and_networks_are_shared_as_asked_for(wall: Wall) {
+    if wall == Wall::MicroVm && guests_are_too_slow() {
+        return;
+    }
     let Some(docker) = Docker::start(wall) else { return };
     let folder = docker.namespace().folder("volume");
     std::fs::write(folder.join("from-host"), "host\n").unwrap();

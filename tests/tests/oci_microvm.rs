@@ -591,7 +591,7 @@ fn many_lives_in_one_machine_leave_nothing() {
         config["annotations"] = annotations;
     });
     let shared_before = fs::read_dir(&folder).unwrap().count();
-    for _ in 0..20 {
+    for _ in 0..8 {
         bundle
             .oci(
                 "create",
