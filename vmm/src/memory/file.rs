@@ -78,11 +78,18 @@ pub fn place(
     }
     let address_of = |offset: u64| address + (offset - source.start);
     copy(memory, file, source.start..pages.start, address)?;
-    map(memory, file, pages.clone(), address_of(pages.start))?;
+    map_pages(memory, file, pages.clone(), address_of(pages.start))?;
     copy(memory, file, pages.end..source.end, address_of(pages.end))
 }
 
-fn map(memory: &GuestMemoryMmap, file: &File, source: Range<u64>, address: u64) -> Result<(), PlaceError> {
+/// Makes the whole pages `source` of `file` the guest's memory from `address`, of which the pages around keep what they
+/// have. What the guest writes is its own.
+pub(crate) fn map_pages(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    source: Range<u64>,
+    address: u64,
+) -> Result<(), PlaceError> {
     let bytes = (source.end - source.start) as usize;
     let slice = memory
         .get_slice(GuestAddress(address), bytes)

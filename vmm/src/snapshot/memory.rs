@@ -2,24 +2,26 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionCollectionError, GuestRegionMmap, MemoryRegionAddress,
+    Bytes, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 
 use super::raw::Raw;
-use crate::memory::layout;
+use crate::memory::file::{PlaceError, map_pages};
+use crate::memory::{MemoryError, layout, reserve};
 
 const PAGE: usize = layout::PAGE_BYTES as usize;
 /// How much is looked at at a time.
 const CHUNK: usize = 1 << 20;
+/// A hole that is not worth two mappings, in bytes.
+const SHORT_HOLE: u64 = 64 << 10;
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// What a memory file holds.
@@ -54,12 +56,12 @@ pub enum MemoryFileError {
     /// The file was changed.
     #[error("the memory file is damaged: its checksum is wrong")]
     Checksum,
+    /// The host gives no memory for it.
+    #[error(transparent)]
+    Reserve(MemoryError),
     /// The host does not map it.
     #[error("mapping the memory file")]
-    Map(#[source] MmapRegionError),
-    /// The ranges are not a guest's memory.
-    #[error("arranging the guest's memory")]
-    Arrange(#[source] GuestRegionCollectionError),
+    Map(#[source] PlaceError),
 }
 
 /// Sums up pages as they come.
@@ -200,38 +202,54 @@ fn next_data(file: &File, position: u64) -> Result<Option<u64>, MemoryFileError>
 /// A guest's memory of `bytes`, which is what `file` holds until the guest writes to it. Nothing is read before it is
 /// needed, and what is written stays in this process.
 ///
+/// Where the file has holes the memory is nobody's: mapped from the file, a first write there would have the file's
+/// system keep a page of zeros, which on a tmpfs is memory that stays, of one that may be full.
+///
 /// A file that is cut short later takes the guest's pages away: snapshots are replaced, not rewritten.
 ///
 /// # Errors
 /// When the file has another size, or the host refuses the mapping.
 pub fn map(file: &File, bytes: u64) -> Result<GuestMemoryMmap, MemoryFileError> {
     check_size(file, bytes)?;
+    let memory = reserve(bytes).map_err(MemoryFileError::Reserve)?;
     let mut offset = 0;
-    let mut regions = Vec::new();
     for range in layout::ram(bytes) {
         let length = range.end - range.start;
-        let file = file
-            .try_clone()
-            .map_err(|error| MemoryFileError::File("sharing", error))?;
-        let region = MmapRegionBuilder::new(length as usize)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::new(file, offset))
-            .build()
-            .map_err(MemoryFileError::Map)?;
-        // Only an address beyond the address space is refused here.
-        let region = GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or(
-            MemoryFileError::Arrange(GuestRegionCollectionError::NoMemoryRegion),
-        )?;
-        regions.push(region);
+        for data in stretches_of_data(file, offset..offset + length)? {
+            let address = range.start + (data.start - offset);
+            map_pages(&memory, file, data, address).map_err(MemoryFileError::Map)?;
+        }
         offset += length;
     }
-    GuestMemoryMmap::from_regions(regions).map_err(MemoryFileError::Arrange)
+    Ok(memory)
+}
+
+/// The parts of `range` in which the file has data, in whole pages. Holes shorter than [`SHORT_HOLE`] belong to the data
+/// around them: each part takes the host a mapping, of which a process may have some 65,000.
+fn stretches_of_data(file: &File, range: Range<u64>) -> Result<Vec<Range<u64>>, MemoryFileError> {
+    let mut stretches: Vec<Range<u64>> = Vec::new();
+    let mut position = range.start;
+    while let Some(data) = next_data(file, position)?.filter(|data| *data < range.end) {
+        let hole = seek(file, SeekFrom::Hole(data))
+            .map_err(|error| MemoryFileError::File("looking for holes in", error.into()))?;
+        // File systems keep data in blocks of their own size.
+        let start = layout::page_down(data).max(range.start);
+        let end = hole.next_multiple_of(layout::PAGE_BYTES).min(range.end);
+        match stretches.last_mut() {
+            Some(last) if start - last.end < SHORT_HOLE => last.end = end,
+            _ => stretches.push(start..end),
+        }
+        position = end;
+    }
+    Ok(stretches)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use vm_memory::GuestAddress;
 
     use super::*;
 
@@ -282,6 +300,42 @@ mod tests {
         first.write_slice(b"mine", GuestAddress(MIB)).unwrap();
         assert!(contents(&second) == contents(&guest()));
         verify(&file, &digest).unwrap();
+    }
+
+    /// A file of the kernel's own tmpfs.
+    #[test]
+    fn a_write_to_what_was_zero_takes_nothing_of_the_files_system() {
+        let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
+        write(&guest(), &file).unwrap();
+        let blocks = file.metadata().unwrap().blocks();
+        let memory = map(&file, 8 * MIB).unwrap();
+        for address in (2 * MIB..7 * MIB).step_by(PAGE) {
+            memory.write_slice(b"new", GuestAddress(address)).unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().blocks(), blocks);
+    }
+
+    #[test]
+    fn data_is_mapped_in_stretches_and_short_holes_with_it() {
+        const FIRST: u64 = MIB;
+        const PAGE: u64 = layout::PAGE_BYTES;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * MIB).unwrap();
+        for page in [FIRST, FIRST + SHORT_HOLE, FIRST + PAGE + 2 * SHORT_HOLE + PAGE] {
+            file.write_all_at(b"!", page).unwrap();
+        }
+        let third = FIRST + 2 * PAGE + 2 * SHORT_HOLE;
+        assert_eq!(
+            stretches_of_data(&file, 0..8 * MIB).unwrap(),
+            [FIRST..FIRST + SHORT_HOLE + PAGE, third..third + PAGE]
+        );
+        // What lies outside of the range is not told.
+        let [inside] = stretches_of_data(&file, FIRST + SHORT_HOLE..third)
+            .unwrap()
+            .try_into()
+            .unwrap();
+        assert_eq!(inside, FIRST + SHORT_HOLE..FIRST + SHORT_HOLE + PAGE);
+        assert!(stretches_of_data(&file, 4 * MIB..8 * MIB).unwrap().is_empty());
     }
 
     #[test]
