@@ -7,6 +7,9 @@ use std::os::fd::AsRawFd;
 /// The most the host may send at once, in bytes; the kernel's pool holds no more (random(4)).
 const LARGEST_SEED: usize = 512;
 
+/// The least, in bytes: the size of a key of the kernel's generator. With fewer a clone would be a twin.
+const SMALLEST_SEED: usize = 32;
+
 /// `_IOW('R', 0x03, int[2])` (linux/random.h).
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 
@@ -26,8 +29,15 @@ struct RandPoolInfo {
 /// would draw the same numbers.
 ///
 /// # Errors
-/// When `/dev/random` refuses it.
+/// When there are fewer than 32 bytes, or `/dev/random` refuses them.
 pub(crate) fn add(seed: &[u8]) -> io::Result<()> {
+    if seed.len() < SMALLEST_SEED {
+        let message = format!(
+            "the host sent {} bytes of entropy, and {SMALLEST_SEED} are the least",
+            seed.len()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
     let used = seed.len().min(LARGEST_SEED);
     let mut info = RandPoolInfo {
         entropy_bits: 8 * used as i32,
@@ -46,5 +56,22 @@ fn checked(returned: libc::c_int) -> io::Result<()> {
     match returned {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_entropy_is_refused_before_any_is_used() {
+        for bytes in [0, 1, 31] {
+            let error = add(&vec![7; bytes]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(
+                error.to_string().contains(&format!("sent {bytes} bytes")),
+                "{error}"
+            );
+        }
     }
 }

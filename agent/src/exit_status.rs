@@ -1,6 +1,6 @@
 //! Reaping: every process of the guest whose parent has gone ends here, and those of containers are remembered.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -21,9 +21,9 @@ pub(crate) struct Exit {
 /// Becomes `Some` once the process has ended.
 pub(crate) type ExitReceiver = watch::Receiver<Option<Exit>>;
 
-/// The processes whose end somebody waits for.
+/// The processes whose end somebody waits for, by their numbers.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ExitStatuses(Arc<Mutex<HashMap<Pid, watch::Sender<Option<Exit>>>>>);
+pub(crate) struct ExitStatuses(Arc<Mutex<BTreeMap<i32, watch::Sender<Option<Exit>>>>>);
 
 impl ExitStatuses {
     /// Watches a child. Call it before the event loop runs again after the child was made: only the loop reaps, so no
@@ -33,7 +33,7 @@ impl ExitStatuses {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(pid, sender);
+            .insert(pid.as_raw_pid(), sender);
         receiver
     }
 
@@ -56,7 +56,9 @@ impl ExitStatuses {
             let Some(status) = shell_status(status) else {
                 continue;
             };
-            let watcher = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+            let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let watcher = watchers.remove(&pid.as_raw_pid());
+            drop(watchers);
             if let Some(watcher) = watcher {
                 // Nobody listens any more once the container has been deleted.
                 watcher.send_replace(Some(Exit {

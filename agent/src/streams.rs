@@ -1,6 +1,6 @@
 //! Standard streams that the host has opened and no process has claimed yet.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub(crate) enum ClaimError {
 
 /// The streams that wait, by id, and since when.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<HashMap<StreamId, (Instant, VsockStream)>>>);
+pub(crate) struct Streams(Arc<Mutex<BTreeMap<StreamId, (Instant, VsockStream)>>>);
 
 impl Streams {
     /// Takes the stream of that id; `None` for the empty id, which stands for `/dev/null`.

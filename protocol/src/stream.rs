@@ -18,7 +18,7 @@ const ACCEPTED: u8 = 0;
 const REFUSED: u8 = 1;
 
 /// The name of a stream: letters, digits, `-`, `_`, `.` and `/`, at most [`LONGEST_STREAM_ID`] of them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 
 impl StreamId {

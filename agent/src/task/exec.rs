@@ -1,6 +1,6 @@
 //! `Exec`: one more process for a container, which `Start` will run.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use oci_spec::runtime::Process;
 use protocol::task::{ExecRequest, ExecResponse};
@@ -122,7 +122,7 @@ fn check_id(exec_id: &str) -> Result<()> {
 
 /// Refuses an id that is taken, and one process too many. Those that are over make room: a host that went before it
 /// could delete what it had added must not keep others from it.
-fn make_room(execs: &mut HashMap<String, KeptExec>, name: &str, exec_id: &str) -> Result<()> {
+fn make_room(execs: &mut BTreeMap<String, KeptExec>, name: &str, exec_id: &str) -> Result<()> {
     if execs.contains_key(exec_id) {
         return Err(refuse(Code::ALREADY_EXISTS, format!("{name} exists already")));
     }
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_once() {
-        let mut execs = HashMap::from([("a".to_owned(), over())]);
+        let mut execs = BTreeMap::from([("a".to_owned(), over())]);
 
         let error = make_room(&mut execs, "process a of container c", "a").unwrap_err();
 
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_over_makes_room() {
-        let mut execs: HashMap<_, _> = (0..MOST_EXECS)
+        let mut execs: BTreeMap<_, _> = (0..MOST_EXECS)
             .map(|number| (number.to_string(), over()))
             .collect();
 

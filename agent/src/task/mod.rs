@@ -19,7 +19,7 @@ mod update;
 mod wait;
 mod wait_out_of_memory;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -67,7 +67,7 @@ pub(crate) fn make_folders() -> io::Result<()> {
 /// Serves `bulkhead.task.v1.Task`; clones share the containers.
 #[derive(Clone)]
 pub(crate) struct TaskService {
-    containers: Arc<Mutex<HashMap<String, KeptContainer>>>,
+    containers: Arc<Mutex<BTreeMap<String, KeptContainer>>>,
     shared_memories: Arc<Mutex<SharedMemories>>,
     exits: ExitStatuses,
     streams: Streams,
@@ -80,7 +80,7 @@ struct KeptContainer {
     /// Of the init process.
     end: EndReceiver,
     /// The processes that were added to it.
-    execs: HashMap<String, KeptExec>,
+    execs: BTreeMap<String, KeptExec>,
     out_of_memory_kills: OutOfMemoryKills,
 }
 
@@ -137,7 +137,7 @@ impl TaskService {
     }
 
     /// The containers, for a moment: the guard must not live over an await.
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, KeptContainer>> {
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, KeptContainer>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,7 +1,7 @@
 //! Shared memory that several containers of a pod have at `/dev/shm`: a tmpfs of the guest's, which goes with the last of
 //! them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -53,7 +53,7 @@ pub(super) fn is_source(source: &Path) -> bool {
 /// Who has which.
 #[derive(Debug, Default)]
 pub(super) struct SharedMemories {
-    users: HashMap<String, HashSet<String>>,
+    users: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl SharedMemories {
