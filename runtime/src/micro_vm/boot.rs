@@ -37,6 +37,8 @@ pub enum Stage {
     Resume,
     /// The agent is given what only the host knows.
     Prepare,
+    /// The agent gives the guest its pod's network.
+    Network,
 }
 
 impl fmt::Display for Stage {
@@ -46,6 +48,7 @@ impl fmt::Display for Stage {
             Self::Boot => "booting the guest",
             Self::Resume => "resuming the cloned guest",
             Self::Prepare => "preparing the guest",
+            Self::Network => "giving the guest its pod's network",
         })
     }
 }
@@ -127,6 +130,22 @@ pub enum StageFailure {
     /// The agent refused.
     #[error("asking the agent")]
     Call(#[from] ttrpc::Error),
+}
+
+impl BootError {
+    /// Whether the guest itself failed: it ended, or said so. What a host does that is slow or lacks something, and what
+    /// one pod's network is, is not its fault.
+    pub fn is_the_guests(&self) -> bool {
+        let BootError::Stage { stage, failure } = self else {
+            return false;
+        };
+        let by_itself = match failure {
+            StageFailure::MachineEnded(_) | StageFailure::Agent { .. } | StageFailure::Version { .. } => true,
+            StageFailure::Call(error) => matches!(error, ttrpc::Error::RpcStatus(_)),
+            _ => false,
+        };
+        by_itself && matches!(stage, Stage::Boot | Stage::Resume | Stage::Prepare)
+    }
 }
 
 /// Runs one stage against its deadline and the machine's end.
@@ -236,6 +255,36 @@ mod tests {
         );
         let (ready, _connections) = tokio::join!(ready, agent);
         ready.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_guest_is_blamed_for_what_it_says_itself_and_not_for_the_hosts_want_of_time() {
+        let console = || ConsoleTail::read(Path::new("/nonexistent"));
+        let late = || StageFailure::Deadline {
+            deadline: RESUME_DEADLINE,
+            console: console(),
+        };
+        let gave_up = || StageFailure::Agent {
+            message: "no memory".to_owned(),
+            console: console(),
+        };
+        let refused = || {
+            let status = ttrpc::get_status(ttrpc::Code::INTERNAL, "no such route");
+            StageFailure::Call(ttrpc::Error::RpcStatus(status))
+        };
+        let unreachable = || StageFailure::Accept(io::ErrorKind::Other.into());
+        for (stage, failure, its_own) in [
+            (Stage::Resume, gave_up(), true),
+            (Stage::Resume, late(), false),
+            (Stage::Resume, unreachable(), false),
+            (Stage::Prepare, refused(), true),
+            (Stage::Prepare, late(), false),
+            (Stage::Network, refused(), false),
+            (Stage::Load, gave_up(), false),
+        ] {
+            let error = BootError::Stage { stage, failure };
+            assert_eq!(error.is_the_guests(), its_own, "{error:?}");
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -72,23 +72,30 @@ impl MicroVm {
         start::create_folder(new.files)?;
         let StartedMachine { vmm, events } = start::start(new, record).await?;
         let begun = Instant::now();
-        let words = first_words(hostname)?;
+        let mut words = first_words(hostname)?;
         let prepare = async {
             let (tasks, sandbox) = agent(new.files).await?;
+            // Connecting may take a busy host seconds, by which the guest's clock would be late for good.
+            words.realtime = nanoseconds_since_1970();
             let prepared = sandbox.prepare(deadline(PREPARE_DEADLINE), &words).await;
             prepared.map_err(guest_text::shown_error)?;
-            let configured = sandbox
-                .configure_network(deadline(PREPARE_DEADLINE), &new.network.description)
-                .await;
-            configured.map_err(guest_text::shown_error)?;
             Ok((tasks, sandbox))
         };
         let ring = &new.files.console_ring();
         let prepared = stage(Stage::Prepare, PREPARE_DEADLINE, &vmm, ring, prepare).await;
-        if prepared.is_err() {
-            start::discard_template_of(new.configuration, record);
+        if let Err(error) = &prepared {
+            start::discard_template_of(new.configuration, record, error);
         }
         let (tasks, sandbox) = prepared?;
+        let network = async {
+            let described = &new.network.description;
+            let configured = sandbox
+                .configure_network(deadline(PREPARE_DEADLINE), described)
+                .await;
+            configured.map_err(guest_text::shown_error)?;
+            Ok(())
+        };
+        stage(Stage::Network, PREPARE_DEADLINE, &vmm, ring, network).await?;
         record.phase("prepare", begun);
         Ok(Self {
             vmm,
@@ -225,15 +232,19 @@ async fn agent(files: &MachineFiles) -> Result<(TaskClient, SandboxClient), Stag
     Ok((TaskClient::new(client.clone()), SandboxClient::new(client)))
 }
 
-/// What only the host knows.
-fn first_words(hostname: &str) -> Result<PrepareRequest, BootError> {
+/// The host's time of day; 0 where its clock says that it is before 1970.
+fn nanoseconds_since_1970() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
+/// What only the host knows, but for the time of day.
+fn first_words(hostname: &str) -> Result<PrepareRequest, BootError> {
     let mut entropy = vec![0; SEED];
     // Up to 256 bytes are given at once, always (getrandom(2)). Without them a clone would be a twin.
     getrandom(entropy.as_mut_slice(), GetRandomFlags::empty()).map_err(BootError::Entropy)?;
     Ok(PrepareRequest {
         hostname: hostname.to_owned(),
-        realtime: i64::try_from(now.as_nanos()).unwrap_or_default(),
         entropy,
         shared_directories: vec![GuestDirectory {
             tag: shared_directory::TAG.to_owned(),

@@ -161,14 +161,24 @@ async fn clone(new: &NewMachine<'_>, record: &mut StartRecord) -> Result<Started
             // Somebody removed it between our finding it and the VMM's opening it.
             continue;
         }
-        // A template that the VMM refuses, or whose guest does not wake up, fails the next time as well.
-        if refused && store.holds(&template) {
+        if store.holds(&template) && is_at_fault(&template, &source) {
             discard(&store, &template.name);
         }
         return Err(TemplateError::Clone {
             template: template.name,
             source,
         });
+    }
+}
+
+/// Whether the next clone will fail as this one did. A host that is busy, or out of memory or descriptors, fails every
+/// template, and building it anew would be more of what it has too much of.
+fn is_at_fault(template: &Template, error: &BootError) -> bool {
+    match error {
+        BootError::Stage {
+            stage: Stage::Load, ..
+        } => vmm::snapshot::verify(&template.snapshot()).is_err(),
+        error => error.is_the_guests(),
     }
 }
 
@@ -182,9 +192,12 @@ fn discard(store: &TemplateStore, name: &str) {
     }
 }
 
-/// Removes the template of a clone that came up but could not be prepared, if it was one.
-pub fn discard_template_of(configuration: &MicroVmConfiguration, record: &StartRecord) {
-    if let Origin::Clone { template, .. } = &record.origin {
+/// Removes the template of a clone that came up but whose guest could not be prepared for this `error` of its own, if it
+/// was one.
+pub fn discard_template_of(configuration: &MicroVmConfiguration, record: &StartRecord, error: &BootError) {
+    if error.is_the_guests()
+        && let Origin::Clone { template, .. } = &record.origin
+    {
         let store = TemplateStore::new(configuration.templates.clone(), configuration.templates_limit);
         discard(&store, template);
     }

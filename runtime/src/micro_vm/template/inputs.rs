@@ -14,7 +14,7 @@ use crate::configuration::MicroVmConfiguration;
 use crate::sizing::MachineSize;
 
 /// Raised when machines get other devices, or the guest is asked for other things before it is ready.
-const SHAPE_VERSION: u32 = 4;
+const SHAPE_VERSION: u32 = 5;
 
 /// Digits of a template's name. It is part of a socket's path, of which unix(7) allows 107 bytes.
 const NAME_DIGITS: usize = 16;
@@ -178,12 +178,13 @@ fn processor() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
 
-    fn inputs(folder: &Path) -> TemplateInputs {
+    /// Of a machine whose parts are in `folder`.
+    pub(in super::super) fn inputs(folder: &Path) -> TemplateInputs {
         let configuration = MicroVmConfiguration {
             kernel: folder.join("kernel"),
             initramfs: folder.join("initramfs"),
@@ -197,7 +198,8 @@ mod tests {
         TemplateInputs::of(&configuration, size, 1).unwrap()
     }
 
-    fn folder() -> tempfile::TempDir {
+    /// With the parts of a machine in it.
+    pub(in super::super) fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in ["kernel", "initramfs", "vmm"] {
             fs::write(folder.path().join(name), name).unwrap();
@@ -244,11 +246,51 @@ mod tests {
             vcpus: 2,
             ..one.clone()
         };
+        let larger = TemplateInputs {
+            memory_mib: 65,
+            ..one.clone()
+        };
         let connected_twice = TemplateInputs {
             network_devices: 2,
             ..one.clone()
         };
-        assert_ne!(one.name().unwrap(), two.name().unwrap());
-        assert_ne!(one.name().unwrap(), connected_twice.name().unwrap());
+        let mut names: Vec<_> = [one, two, larger, connected_twice]
+            .iter()
+            .map(|inputs| inputs.name().unwrap())
+            .collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 4);
+    }
+
+    #[test]
+    fn another_host_processor_kvm_or_version_is_another_template_and_the_old_one_is_stale_for_that_reason() {
+        let folder = folder();
+        let now = inputs(folder.path());
+        let host = TemplateInputs {
+            host_kernel: "2.4.0".to_owned(),
+            ..now.clone()
+        };
+        let processor = TemplateInputs {
+            processor: "abacus".to_owned(),
+            ..now.clone()
+        };
+        let kvm = TemplateInputs {
+            kernel_mode: "dice".to_owned(),
+            ..now.clone()
+        };
+        let version = TemplateInputs {
+            shape: SHAPE_VERSION + 1,
+            ..now.clone()
+        };
+        for (was, reason) in [
+            (host, "the host's kernel was 2.4.0"),
+            (processor, "the processor is another"),
+            (kvm, "KVM ran the guest's kernel mode by dice"),
+            (version, "another version of Bulkhead made it"),
+        ] {
+            assert_eq!(was.staleness().unwrap(), reason);
+            assert_ne!(was.name().unwrap(), now.name().unwrap(), "{reason}");
+        }
     }
 }

@@ -87,14 +87,14 @@ pub async fn obtain(
 ) -> Result<(Template, bool), TemplateError> {
     let inputs = TemplateInputs::of(configuration, size, network_devices)?;
     let name = inputs.name()?;
-    if let Some(template) = found(store, &name) {
+    if let Some(template) = found(store, &name, &inputs) {
         return Ok((template, false));
     }
     let patience = configuration
         .boot_deadline
         .saturating_add(LOAD_DEADLINE + SNAPSHOT_DEADLINE);
     let lock = store.lock(&name, patience).await?;
-    if let Some(template) = found(store, &name) {
+    if let Some(template) = found(store, &name, &inputs) {
         return Ok((template, false));
     }
     // What is swept up now is room for the new one.
@@ -112,8 +112,21 @@ pub async fn obtain(
     Ok((template, true))
 }
 
-fn found(store: &TemplateStore, name: &str) -> Option<Template> {
+/// The template of that name if it was made from these inputs, as its name alone does not prove: somebody may have
+/// renamed or copied its folder.
+fn found(store: &TemplateStore, name: &str, inputs: &TemplateInputs) -> Option<Template> {
     let template = store.find(name)?;
+    match store.inputs_of(&template) {
+        Ok(of) if of == *inputs => {}
+        Ok(_) => return None,
+        Err(error) => {
+            eprintln!(
+                "bulkhead: building template {name} anew: {:#}",
+                anyhow::Error::new(error)
+            );
+            return None;
+        }
+    }
     // When it was used last decides only which template goes first.
     let _ = store.touch(&template);
     Some(template)
@@ -155,4 +168,30 @@ async fn build(
         return Err(TemplateError::Changed { reason });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::inputs::tests::{folder, inputs};
+    use super::*;
+
+    #[test]
+    fn a_template_in_anothers_place_is_not_taken_for_it() {
+        let (parts, templates) = (folder(), tempfile::tempdir().unwrap());
+        let wanted = inputs(parts.path());
+        let mut other = wanted.clone();
+        other.vcpus = 2;
+        let store = TemplateStore::new(templates.path().to_owned(), 0);
+        let name = wanted.name().unwrap();
+        let path = templates.path().join(&name);
+        fs::create_dir(&path).unwrap();
+        for (made_from, is_it) in [(&other, false), (&wanted, true)] {
+            fs::write(path.join("inputs.json"), serde_json::to_vec(made_from).unwrap()).unwrap();
+            assert_eq!(found(&store, &name, &wanted).is_some(), is_it);
+        }
+        fs::write(path.join("inputs.json"), "").unwrap();
+        assert!(found(&store, &name, &wanted).is_none());
+    }
 }

@@ -192,14 +192,22 @@ impl TemplateStore {
             let Some(template) = self.find(&name) else {
                 continue;
             };
-            match summary(template) {
-                // Removed while we looked.
-                Err(_) if self.find(&name).is_none() => {}
-                summary => found.push(summary?),
+            let summary = summary(template);
+            // Removed while we looked, it is not there; anything else that is wrong with it is told.
+            if summary.inputs.is_ok() || self.find(&name).is_some() {
+                found.push(summary);
             }
         }
         found.sort_by_key(|summary| std::cmp::Reverse(summary.used));
         Ok(found)
+    }
+
+    /// What it says that it was made from.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn inputs_of(&self, template: &Template) -> Result<TemplateInputs, StoreError> {
+        read_inputs(&template.path.join(INPUTS))
     }
 
     /// Notes that a machine is cloned from it now.
@@ -430,33 +438,42 @@ fn identity(folder: &Path) -> io::Result<(u64, u64)> {
     Ok((status.dev(), status.ino()))
 }
 
-fn summary(template: Template) -> Result<TemplateSummary, StoreError> {
+/// What is known of a template. One of which a part is missing has an error in place of its inputs: nothing can be cloned
+/// from it, and whoever prunes removes it.
+fn summary(template: Template) -> TemplateSummary {
     let description = template.path.join(INPUTS);
-    let used = fs::metadata(&description)
-        .and_then(|status| status.modified())
-        .map_err(io_error("examining", &description))?;
-    let inputs = fs::read(&description)
-        .map_err(io_error("reading", &description))
-        .and_then(|text| {
-            serde_json::from_slice(&text).map_err(|source| StoreError::Parse {
-                path: description,
-                source,
-            })
-        });
-    let snapshot = template.snapshot();
-    let mut bytes = 0;
-    for entry in fs::read_dir(&snapshot).map_err(io_error("listing", &snapshot))? {
-        let status = entry
-            .and_then(|entry| entry.metadata())
-            .map_err(io_error("examining", &snapshot))?;
-        bytes += status.blocks() * BLOCK;
-    }
-    Ok(TemplateSummary {
+    let used = fs::metadata(&description).and_then(|status| status.modified());
+    let bytes = bytes_on_disk(&template.snapshot());
+    let inputs = read_inputs(&description);
+    let (inputs, bytes) = match (inputs, bytes) {
+        (Ok(_), Err(error)) => (Err(error), 0),
+        (inputs, bytes) => (inputs, bytes.unwrap_or(0)),
+    };
+    TemplateSummary {
         template,
         inputs,
         bytes,
-        used,
+        used: used.unwrap_or(SystemTime::UNIX_EPOCH),
+    }
+}
+
+fn read_inputs(description: &Path) -> Result<TemplateInputs, StoreError> {
+    let text = fs::read(description).map_err(io_error("reading", description))?;
+    serde_json::from_slice(&text).map_err(|source| StoreError::Parse {
+        path: description.to_owned(),
+        source,
     })
+}
+
+fn bytes_on_disk(snapshot: &Path) -> Result<u64, StoreError> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(snapshot).map_err(io_error("listing", snapshot))? {
+        let status = entry
+            .and_then(|entry| entry.metadata())
+            .map_err(io_error("examining", snapshot))?;
+        bytes += status.blocks() * BLOCK;
+    }
+    Ok(bytes)
 }
 
 /// Only for whoever runs us: a guest's memory is nobody else's to read.
@@ -479,7 +496,87 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use super::super::inputs::tests::{folder as parts, inputs};
     use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// A template as far as the store looks, of so many pages, used that long after the beginning of time.
+    fn put(store: &TemplateStore, name: &str, of: &TemplateInputs, pages: usize, used: u64) -> PathBuf {
+        let path = store.directory.join(name);
+        let snapshot = path.join(SNAPSHOT);
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::write(snapshot.join("memory"), vec![1; pages * PAGE]).unwrap();
+        let description = path.join(INPUTS);
+        fs::write(&description, serde_json::to_vec(of).unwrap()).unwrap();
+        let used = SystemTime::UNIX_EPOCH + Duration::from_secs(used);
+        let file = File::options().write(true).open(&description).unwrap();
+        file.set_modified(used).unwrap();
+        path
+    }
+
+    fn names(store: &TemplateStore) -> Vec<String> {
+        let mut names = store.names().unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_exceeds_the_limit_goes_longest_unused_first_and_the_last_used_one_never() {
+        let (_folder, mut store) = store();
+        let parts = parts();
+        let of = inputs(parts.path());
+        store.limit = 40 * PAGE as u64;
+        put(&store, "000000000000000a", &of, 100, 30);
+        put(&store, "000000000000000b", &of, 20, 10);
+        put(&store, "000000000000000c", &of, 16, 20);
+        let pruned = store.prune(false).unwrap();
+        assert_eq!(pruned, ["000000000000000c", "000000000000000b"]);
+        assert_eq!(names(&store), ["000000000000000a"]);
+
+        store.limit = 130 * PAGE as u64;
+        put(&store, "000000000000000b", &of, 20, 10);
+        put(&store, "000000000000000c", &of, 20, 20);
+        assert_eq!(store.prune(false).unwrap(), ["000000000000000b"]);
+        assert_eq!(names(&store), ["000000000000000a", "000000000000000c"]);
+    }
+
+    #[test]
+    fn stale_and_incomplete_templates_are_told_with_their_reason_and_pruned_with_the_others_kept() {
+        let (_folder, mut store) = store();
+        store.limit = u64::MAX;
+        let (kept, replaced) = (parts(), parts());
+        put(&store, "000000000000000a", &inputs(kept.path()), 1, 1);
+        let gone = inputs(replaced.path());
+        fs::remove_file(replaced.path().join("vmm")).unwrap();
+        put(&store, "000000000000000b", &gone, 1, 2);
+        let half = put(&store, "000000000000000c", &inputs(kept.path()), 1, 3);
+        fs::remove_dir_all(half.join(SNAPSHOT)).unwrap();
+        let unreadable = put(&store, "000000000000000d", &inputs(kept.path()), 1, 4);
+        fs::write(unreadable.join(INPUTS), "{\"kernel\": {}}").unwrap();
+
+        let told: Vec<String> = store
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|summary| match summary.inputs {
+                Ok(inputs) => inputs.staleness().unwrap_or_else(|| "current".to_owned()),
+                Err(error) => error.to_string(),
+            })
+            .collect();
+        let [unreadable, half, stale, current] = told.as_slice() else {
+            panic!("{told:?}");
+        };
+        assert!(unreadable.starts_with("parsing "), "{unreadable}");
+        assert!(
+            half.starts_with("listing ") && half.ends_with("c/snapshot"),
+            "{half}"
+        );
+        assert!(stale.ends_with("vmm is gone"), "{stale}");
+        assert_eq!(current, "current");
+        assert_eq!(store.prune(false).unwrap().len(), 3);
+        assert_eq!(names(&store), ["000000000000000a"]);
+    }
 
     fn store() -> (tempfile::TempDir, TemplateStore) {
         let folder = tempfile::tempdir().unwrap();
