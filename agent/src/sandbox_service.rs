@@ -46,10 +46,8 @@ impl Sandbox for SandboxService {
             };
             clock_settime(ClockId::Realtime, now).map_err(|error| failed("setting the clock", error))?;
         }
-        if !request.entropy.is_empty() {
-            entropy::add(&request.entropy)
-                .map_err(|error| failed("seeding the random number generator", error))?;
-        }
+        entropy::add(&request.entropy)
+            .map_err(|error| failed("seeding the random number generator", error))?;
         for directory in &request.shared_directories {
             let target = Path::new(&directory.mount_point);
             guest_mounts::mount_shared_directory(&directory.tag, target, directory.read_only)
@@ -65,9 +63,7 @@ impl Sandbox for SandboxService {
     }
 
     async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> Result<NetworkResponse> {
-        network::configure(&request)
-            .and_then(|()| network::release_others(&request))
-            .map_err(|error| failed("making the network the pod's", error))?;
+        network::configure(&request).map_err(|error| failed("making the network the pod's", error))?;
         Ok(NetworkResponse::default())
     }
 

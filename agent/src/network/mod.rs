@@ -1,10 +1,7 @@
 //! The pod's network: the guest's devices, given the names, addresses and routes that the pod's interfaces have on the
 //! host.
 
-use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use container::netlink::{ADDRESS, LINK, Message, NEIGHBOUR, Netlink, ROUTE, nested, text};
 use protocol::sandbox::{Interface, InterfaceAddress, Neighbour, NetworkRequest, Route};
@@ -27,9 +24,6 @@ const NEIGHBOUR_INDEX: usize = 4;
 /// Places in `struct rtmsg`.
 const ROUTE_TABLE: usize = 4;
 const ROUTE_PROTOCOL: usize = 5;
-
-/// Where the kernel shows the devices and which driver has each.
-const DEVICES: &str = "/sys/class/net";
 
 /// Why the guest's network is not the pod's.
 #[derive(Debug, thiserror::Error)]
@@ -88,15 +82,6 @@ pub(crate) enum NetworkError {
         #[source]
         source: Errno,
     },
-    /// A device that the pod has not could not be taken away.
-    #[error("taking the device {name} from its driver")]
-    Release {
-        /// Its name.
-        name: String,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Makes the network of this thread's namespace the pod's.
@@ -114,7 +99,7 @@ pub(crate) fn configure(request: &NetworkRequest) -> Result<(), NetworkError> {
             .request(&message)
             .map_err(failed("changing the name", interface))?;
     }
-    let mut indices = HashMap::new();
+    let mut indices = BTreeMap::new();
     for (interface, index) in request.interfaces.iter().zip(devices) {
         set_up(&mut netlink, interface, index)?;
         indices.insert(interface.name.as_str(), index);
@@ -125,33 +110,6 @@ pub(crate) fn configure(request: &NetworkRequest) -> Result<(), NetworkError> {
     remove_other_prefix_routes(&mut netlink, request, &indices)?;
     for neighbour in &request.neighbours {
         add_neighbour(&mut netlink, neighbour, &indices)?;
-    }
-    Ok(())
-}
-
-/// Takes the virtio devices that are none of the pod's interfaces from their driver, so that the pod sees no interface
-/// that it has not: every machine has a network device, so that one template does for all.
-pub(crate) fn release_others(request: &NetworkRequest) -> Result<(), NetworkError> {
-    let failed = |name: &str| {
-        let name = name.to_owned();
-        move |source| NetworkError::Release { name, source }
-    };
-    for entry in fs::read_dir(DEVICES).map_err(failed(DEVICES))? {
-        let entry = entry.map_err(failed(DEVICES))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if request.interfaces.iter().any(|interface| interface.name == name) {
-            continue;
-        }
-        // Loopback and tunnels are nobody's device.
-        let device = match fs::canonicalize(entry.path().join("device")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            device => device.map_err(failed(&name))?,
-        };
-        let Some(device_name) = device.file_name() else {
-            continue;
-        };
-        let unbind: PathBuf = device.join("driver/unbind");
-        fs::write(unbind, device_name.as_encoded_bytes()).map_err(failed(&name))?;
     }
     Ok(())
 }
@@ -250,7 +208,11 @@ fn address_message(address: &InterfaceAddress, index: u32) -> Result<Message, Ne
     Ok(message)
 }
 
-fn add_route(netlink: &mut Netlink, route: &Route, indices: &HashMap<&str, u32>) -> Result<(), NetworkError> {
+fn add_route(
+    netlink: &mut Netlink,
+    route: &Route,
+    indices: &BTreeMap<&str, u32>,
+) -> Result<(), NetworkError> {
     let destination = shown(&route.destination, route.prefix);
     let mut fixed = vec![
         byte("address family", route.family)?,
@@ -319,7 +281,7 @@ fn add_route(netlink: &mut Netlink, route: &Route, indices: &HashMap<&str, u32>)
 fn remove_other_prefix_routes(
     netlink: &mut Netlink,
     request: &NetworkRequest,
-    indices: &HashMap<&str, u32>,
+    indices: &BTreeMap<&str, u32>,
 ) -> Result<(), NetworkError> {
     let all = Message {
         kind: libc::RTM_GETROUTE,
@@ -359,7 +321,7 @@ fn remove_other_prefix_routes(
 fn add_neighbour(
     netlink: &mut Netlink,
     neighbour: &Neighbour,
-    indices: &HashMap<&str, u32>,
+    indices: &BTreeMap<&str, u32>,
 ) -> Result<(), NetworkError> {
     let name = &neighbour.interface;
     let shown = shown(&neighbour.address, neighbour.address.len() as u32 * 8);

@@ -13,7 +13,6 @@ use crate::configuration::Configuration;
 use crate::kvm;
 use crate::micro_vm::template;
 use crate::micro_vm::template::store::{TemplateStore, TemplateSummary};
-use crate::pod_network::PodNetwork;
 use crate::sizing::{PodLimits, machine_size};
 
 /// Digits of a name that are shown; they suffice to name it.
@@ -36,6 +35,9 @@ enum Command {
         /// The pod's processor limit, as in 0.5
         #[arg(long, value_name = "NUMBER")]
         cpus: Option<CpuCount>,
+        /// How many network interfaces the pod has; those of `bulkhead run` have none
+        #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=8))]
+        interfaces: u8,
     },
     /// List the templates
     List,
@@ -57,7 +59,16 @@ pub(crate) fn template(configuration: &Configuration, arguments: &Arguments) -> 
     let microvm = &configuration.microvm;
     let store = TemplateStore::new(microvm.templates.clone(), microvm.templates_limit);
     match &arguments.command {
-        Command::Build { memory, cpus } => build(configuration, &store, &pod_limits(*memory, *cpus)),
+        Command::Build {
+            memory,
+            cpus,
+            interfaces,
+        } => build(
+            configuration,
+            &store,
+            &pod_limits(*memory, *cpus),
+            usize::from(*interfaces),
+        ),
         Command::List => list(&store),
         Command::Inspect { name } => inspect(&store, name),
         Command::Prune { all } => {
@@ -69,16 +80,16 @@ pub(crate) fn template(configuration: &Configuration, arguments: &Arguments) -> 
     }
 }
 
-fn build(configuration: &Configuration, store: &TemplateStore, limits: &PodLimits) -> anyhow::Result<u8> {
+fn build(
+    configuration: &Configuration,
+    store: &TemplateStore,
+    limits: &PodLimits,
+    interfaces: usize,
+) -> anyhow::Result<u8> {
     kvm::check(&configuration.microvm.kvm)?;
     let size = machine_size(limits)?;
     let (template, _) = event_loop()?
-        .block_on(template::obtain(
-            store,
-            &configuration.microvm,
-            size,
-            PodNetwork::default().devices(),
-        ))
+        .block_on(template::obtain(store, &configuration.microvm, size, interfaces))
         .context("building the template")?;
     println!("{}", shown(&template.name));
     Ok(0)
@@ -87,7 +98,15 @@ fn build(configuration: &Configuration, store: &TemplateStore, limits: &PodLimit
 fn list(store: &TemplateStore) -> anyhow::Result<u8> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "VCPUS", "MEMORY", "ON DISK", "LAST USED", "STATUS"]);
+    table.set_header([
+        "NAME",
+        "VCPUS",
+        "MEMORY",
+        "INTERFACES",
+        "ON DISK",
+        "LAST USED",
+        "STATUS",
+    ]);
     for TemplateSummary {
         template,
         inputs,
@@ -96,15 +115,17 @@ fn list(store: &TemplateStore) -> anyhow::Result<u8> {
     } in store.list()?
     {
         let used = used.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let (vcpus, memory, status) = match inputs {
+        let (vcpus, memory, interfaces, status) = match inputs {
             Ok(inputs) => (
                 inputs.vcpus.to_string(),
                 format!("{} MiB", inputs.memory_mib),
+                inputs.network_devices.to_string(),
                 inputs
                     .staleness()
                     .map_or_else(|| "current".to_owned(), |reason| format!("stale: {reason}")),
             ),
             Err(error) => (
+                String::new(),
                 String::new(),
                 String::new(),
                 format!("broken: {:#}", anyhow::Error::new(error)),
@@ -115,6 +136,7 @@ fn list(store: &TemplateStore) -> anyhow::Result<u8> {
             shown(&template.name),
             &vcpus,
             &memory,
+            &interfaces,
             &on_disk,
             &age(used),
             &status,

@@ -158,9 +158,9 @@ impl PodNetwork {
         &self.taps
     }
 
-    /// How many network devices its machine has: also without an interface one, so that one template does for all.
+    /// How many network devices its machine has: one for each interface.
     pub fn devices(&self) -> usize {
-        self.devices.max(self.taps.len()).max(1)
+        self.devices.max(self.taps.len())
     }
 
     /// Leaves the redirections to the machine, which has the taps now.
