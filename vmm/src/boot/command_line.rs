@@ -27,7 +27,14 @@ const WORDS: &str = "console=hvc0 earlyprintk=serial,ttyS0,115200 tsc=reliable r
 ///   which takes a quarter off the time of a boot.
 /// - `clocksource=kvm-clock`: kvm-pvm takes writes to the time stamp counter and ignores them, so the counter of a
 ///   restored guest has jumped by the time between; KVM's clock has not.
-const EMULATED_KERNEL_MODE_WORDS: &str = " noreplace-smp clearcpuid=smap,erms,fsrm clocksource=kvm-clock";
+/// - `lone_task_periods=9`: a tick every 90 ms while one task runs; one every 10 ms is, with what it moves on, half of
+///   what a slow host can execute.
+/// - `virtiofs.poll_us=5000`: an answer takes the VMM some 0.1 ms, and being woken for it 7,000 instructions.
+/// - `read_around_pages=4`: a page costs some thousand instructions to read, insert and charge, whether it is used or not.
+///
+/// The last three are our kernel's own (`kernel-config/patches/`).
+const EMULATED_KERNEL_MODE_WORDS: &str = " noreplace-smp clearcpuid=smap,erms,fsrm clocksource=kvm-clock \
+    lone_task_periods=9 virtiofs.poll_us=5000 read_around_pages=4";
 
 /// The command line does not fit.
 #[derive(Debug, thiserror::Error)]
