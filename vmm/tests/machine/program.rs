@@ -100,13 +100,19 @@ impl Machine {
         assert_eq!(unexpected, Vec::<String>::new(), "left behind");
     }
 
-    /// Sends one control request.
-    pub(crate) fn ask(&self, request: Request) -> Response {
+    /// Sends one control request, whose answer comes on the stream that is returned.
+    pub(crate) fn send(&self, request: Request) -> UnixStream {
         let mut stream = UnixStream::connect(self.config.control_socket.as_ref().unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut line = serde_json::to_vec(&request).unwrap();
         line.push(b'\n');
         stream.write_all(&line).unwrap();
+        stream
+    }
+
+    /// Asks one control request.
+    pub(crate) fn ask(&self, request: Request) -> Response {
+        let stream = self.send(request);
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).unwrap()

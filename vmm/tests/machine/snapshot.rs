@@ -452,6 +452,54 @@ fn a_full_disk_leaves_no_file_and_the_machine_runs_on() {
     assert_counts_on(&console(&machine));
 }
 
+/// At moments spread over what a snapshot takes, and a little longer.
+#[test]
+fn a_machine_that_is_killed_while_it_is_saved_leaves_a_whole_snapshot_or_none() {
+    const KILLS: u32 = 24;
+    if kvm_is_missing() {
+        return;
+    }
+    let counting = || {
+        let mut machine = Machine::of(&elf_with_memory(&padded(COUNTER, 3 << 20), 3 << 20));
+        machine.config.control_socket = Some(machine.path("control"));
+        machine
+    };
+    let undisturbed = counting();
+    let running = undisturbed.start().wait_for_first_run();
+    let begun = Instant::now();
+    snapshot(&undisturbed, "snapshot");
+    let taken = begun.elapsed();
+    stop(&undisturbed, running);
+
+    let mut whole = 0;
+    for kill in 0..KILLS {
+        let machine = counting();
+        let mut running = machine.start().wait_for_first_run();
+        let directory = machine.path("snapshot");
+        fs::create_dir(&directory).unwrap();
+        let _answer = machine.send(Request::Snapshot {
+            directory: directory.clone(),
+        });
+        std::thread::sleep(taken * 5 / 4 * kill / KILLS);
+        running.child.kill().unwrap();
+        running.child.wait().unwrap();
+        let complaint = verify(&directory);
+        if directory.join("state").exists() {
+            assert_eq!(complaint, None);
+            whole += 1;
+        } else {
+            assert_eq!(
+                complaint.as_deref(),
+                Some("bulkhead-vmm: opening S/state: No such file or directory (os error 2)")
+            );
+        }
+    }
+    assert!(
+        (1..KILLS).contains(&whole),
+        "{whole} of {KILLS} kills came after the snapshot"
+    );
+}
+
 #[test]
 fn vcpus_that_were_never_started_wait_in_the_restored_machine_too() {
     if kvm_is_missing() {
