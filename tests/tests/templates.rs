@@ -17,9 +17,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tests::{Installation, Wall, finish};
 
-/// What only one guest may have, one line each.
+/// What only one guest may have, one line each: of its kernel, its name, random numbers, where the kernel has put a
+/// program's stack. Then its time of day, for how long it says it has been up, and whether it has an id of the machine.
 const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
-    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; date +%s";
+    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; grep 'stack' /proc/self/maps; \
+    date +%s; cut -d. -f1 /proc/uptime; ls /etc/machine-id /sys/class/dmi 2>/dev/null | wc -l";
+
+/// What a guest's own clock may say when its agent serves, in seconds: a boot where its kernel is emulated, on a busy host.
+const LONGEST_BOOT: u64 = 120;
 
 fn started(mut command: std::process::Command) -> Child {
     command
@@ -73,24 +78,34 @@ fn clones_started_at_once_share_nothing_that_only_one_may_have() {
     // The template is there before: both are clones of one machine.
     finish(bulkhead.bulkhead().args(["template", "build"])).expect(0);
     let run = || bulkhead.run_command(Wall::MicroVm, &["--template", "require"], &["sh", "-c", IDENTITY]);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let begun = now();
     let clones = [started(run()), started(run()), started(run())];
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut seen = HashSet::new();
     for clone in clones {
         let (code, stdout, stderr) = output(clone);
         assert_eq!(code, Some(0), "{stderr}");
         let lines: Vec<&str> = stdout.lines().collect();
-        let [boot_id, hostname, random, uuid, date] = lines[..] else {
+        let [boot_id, hostname, random, uuid, stack, date, uptime, machine_ids] = lines[..] else {
             panic!("{stdout}");
         };
-        for word in [boot_id, hostname, random, uuid] {
+        for word in [boot_id, hostname, random, uuid, stack] {
             assert!(seen.insert(word.to_owned()), "two clones have {word:?}");
         }
+        // A second is what `date` leaves out.
         let clock: u64 = date.parse().unwrap();
+        let ours = begun.as_secs() - 1..=now().as_secs() + 1;
         assert!(
-            clock.abs_diff(now) < 120,
-            "the clone's clock says {clock}, ours {now}"
+            ours.contains(&clock),
+            "the clone's clock said {clock}, ours {ours:?}"
         );
+        // It has been up for as long as its template had been, and since; not since the template was saved.
+        let uptime: u64 = uptime.parse().unwrap();
+        assert!(
+            uptime <= (now() - begun).as_secs() + LONGEST_BOOT,
+            "the clone says it has been up for {uptime} s"
+        );
+        assert_eq!(machine_ids, "0");
     }
 }
 
@@ -288,23 +303,31 @@ fn clones_outlive_their_template() {
     assert!(stdout.starts_with("10e4462c9d0b08e7f0b304c4fbfeafa3"), "{stdout}");
 }
 
+/// Killed while the machine boots, and while it is saved.
 #[test]
 fn a_killed_builder_is_succeeded_by_the_next() {
     let Some(bulkhead) = Installation::for_wall(Wall::MicroVm) else {
         return;
     };
     let bulkhead = bulkhead.with_own_templates();
-    let mut build = bulkhead.bulkhead();
-    let mut builder = build.args(["template", "build"]).spawn().unwrap();
-    wait_for("the build", || {
-        let machines = fs::read_dir(bulkhead.templates()).into_iter().flatten().flatten();
-        machines
-            .map(|entry| entry.path().join("machine/console.ring"))
-            .any(|ring| ring.exists())
-    });
-    builder.kill().unwrap();
-    builder.wait().unwrap();
-    assert_eq!(templates(&bulkhead), Vec::<PathBuf>::new());
+    for moment in ["machine/console.ring", "snapshot/memory"] {
+        let mut build = bulkhead.bulkhead();
+        let mut builder = build.args(["template", "build"]).spawn().unwrap();
+        wait_for(moment, || {
+            let machines = fs::read_dir(bulkhead.templates()).into_iter().flatten().flatten();
+            machines
+                .map(|entry| entry.path().join(moment))
+                .any(|file| file.exists())
+        });
+        builder.kill().unwrap();
+        builder.wait().unwrap();
+        // Saved whole, it could be the template; half saved it is none.
+        for template in templates(&bulkhead) {
+            assert_eq!(moment, "snapshot/memory");
+            let name = template.file_name().unwrap().to_str().unwrap().to_owned();
+            finish(bulkhead.bulkhead().args(["template", "inspect", &name])).expect(0);
+        }
+    }
     bulkhead
         .run(Wall::MicroVm, &["--template", "require"], &["true"])
         .expect(0);
