@@ -1,17 +1,22 @@
-//! `bulkhead run IMAGE true` behind each wall, and what crun and runc take for the same root file system.
+//! `bulkhead run IMAGE true` behind each wall, and what crun and runc take for the same root file system; what a microVM's
+//! run is made of, and how many instructions of its guest's kernel were emulated for it.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use comfy_table::{Table, presets};
+use vmm::status::Event;
 
 use crate::rounds::{median, milliseconds};
 
 /// A clone takes seconds where KVM emulates the guest's kernel.
 const CLONES: usize = 10;
+/// How many of them are looked into.
+const EXAMINED: usize = 3;
 
 /// One way to run `true`.
 struct Contender {
@@ -122,7 +127,98 @@ pub(crate) fn measure(bin: &Path, rounds: usize, boots: usize) -> anyhow::Result
         ]);
     }
     println!("{table}");
+    let examined: Vec<Examined> = (0..EXAMINED)
+        .map(|_| examine(bin, directory.path(), &image))
+        .collect::<Result<_, _>>()
+        .context("looking into a clone's run")?;
+    println!("{}", parts_of_a_run(&examined));
     Ok(())
+}
+
+/// What a clone's run was made of.
+struct Examined {
+    /// Its parts and their microseconds, as the sandbox's record has them.
+    phases: Vec<(String, u64)>,
+    /// Instructions of the guest's kernel that KVM emulated, until the machine was ended.
+    instructions: u64,
+}
+
+/// Runs `true` in a clone whose record is kept, and whose VMM's last words are caught.
+fn examine(bin: &Path, roots: &Path, image: &Path) -> anyhow::Result<Examined> {
+    const NAME: &str = "examined";
+    let bulkhead = || {
+        let mut command = Command::new(bin.join("bulkhead"));
+        command.arg("--root").arg(roots.join("root"));
+        command.arg("--run-root").arg(roots.join("run"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let mut run = bulkhead();
+    run.args([
+        "run",
+        "--isolation",
+        "microvm",
+        "--template",
+        "require",
+        "--name",
+        NAME,
+    ]);
+    let mut run = run.arg(format!("oci:{}", image.display())).arg("true").spawn()?;
+    let folder = roots.join("run").join(NAME);
+    let caught = roots.join("vmm.status");
+    // The file goes with the machine; what it was is still to be read by another name.
+    let status = loop {
+        if !caught.exists() {
+            let _ = fs::hard_link(folder.join("vm/vmm.status"), &caught);
+        }
+        match run.try_wait()? {
+            Some(status) => break status,
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    ensure!(status.success(), "`true` ended with {status}");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("record.json"))?)?;
+    let phases = record
+        .pointer("/start/phases")
+        .context("its record has no phases")?;
+    let phases = serde_json::from_value(phases.clone())?;
+    let last = fs::read_to_string(&caught).context("the VMM's status was not caught")?;
+    fs::remove_file(&caught)?;
+    let last = last.lines().last().context("the VMM said nothing")?;
+    let Event::Exit(exit) = serde_json::from_str(last)? else {
+        anyhow::bail!("the VMM's last word was {last}");
+    };
+    let instructions = exit
+        .vcpus
+        .iter()
+        .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
+        .sum();
+    let removed = bulkhead().args(["rm", NAME]).status()?;
+    ensure!(removed.success(), "`rm` ended with {removed}");
+    Ok(Examined { phases, instructions })
+}
+
+/// The medians of each part.
+fn parts_of_a_run(examined: &[Examined]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["part of a clone's run", "median"]);
+    let first = examined.first().map_or(&[][..], |first| &first.phases);
+    for (place, (name, _)) in first.iter().enumerate() {
+        let times: Vec<Duration> = examined
+            .iter()
+            .filter_map(|run| run.phases.get(place))
+            .map(|(_, microseconds)| Duration::from_micros(*microseconds))
+            .collect();
+        table.add_row([name.as_str(), &milliseconds(median(&times))]);
+    }
+    let instructions: Vec<u64> = examined.iter().map(|run| run.instructions).collect();
+    let millions = median(&instructions) as f64 / 1e6;
+    table.add_row([
+        "guest kernel instructions emulated",
+        &format!("{millions:.2} million"),
+    ]);
+    table
 }
 
 fn once(command: &dyn Fn() -> Command) -> anyhow::Result<Duration> {

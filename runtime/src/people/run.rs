@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use container::{ContainerId, ProcessIdentity};
@@ -245,13 +245,17 @@ impl Prepared<'_> {
             bundle,
             stdio,
         };
-        let started = match sandbox.create(request).await {
-            Ok(()) => sandbox.start(&id).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = started {
+        let begun = Instant::now();
+        if let Err(error) = sandbox.create(request).await {
             return command_failure(error);
         }
+        record.phase("create", begun);
+        let begun = Instant::now();
+        if let Err(error) = sandbox.start(&id).await {
+            return command_failure(error);
+        }
+        record.phase("start", begun);
+        let begun = Instant::now();
         record.init = sandbox.host_process(&id);
         record.write(directory.path())?;
         // From here on every key is the container's.
@@ -269,6 +273,7 @@ impl Prepared<'_> {
             record.exit_status = lost.exit_status.map(|status| status.0);
         }
         let status = status?.0;
+        record.phase("run", begun);
         record.exit_status = Some(status);
         // The container goes with its sandbox.
         Ok(status)

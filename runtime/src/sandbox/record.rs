@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use container::ProcessIdentity;
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,14 @@ impl SandboxRecord {
             source,
         })?;
         serde_json::from_slice(&bytes).map_err(|source| RecordError::Parse { path, source })
+    }
+
+    /// Notes that a part of the container's life took from `begun` until now, where there is a machine whose times are
+    /// kept.
+    pub fn phase(&mut self, name: &str, begun: Instant) {
+        if let Some(start) = &mut self.start {
+            start.phase(name, begun);
+        }
     }
 
     /// Replaces the record of the sandbox in `directory` at once.
