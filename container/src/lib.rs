@@ -72,8 +72,8 @@ pub use host_hooks::HostHooks;
 pub use id::{ContainerId, InvalidContainerId};
 pub use init::{NamespaceError, check_network_namespace};
 pub use kernel::{
-    bring_loopback_up, close_on_exec_all_but_stdio_and, make_mounts_private, set_read_only,
-    set_read_only_recursively,
+    bring_loopback_up, close_on_exec_all_but_stdio_and, make_mounts_inert, make_mounts_private,
+    set_read_only, set_read_only_recursively,
 };
 pub use network::{NetDeviceError, netlink};
 pub use own_program::{ProgramError, keep_own_program_out_of_reach, own_program_path};

@@ -148,6 +148,18 @@ fn a_container_lives_through_every_verb() {
         let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
         assert!(command.contains("bulkhead-attendant"), "{command:?}");
     }
+    // Whoever takes one for a process of the container, once it is told of, finds nothing of the host.
+    let namespaces = |process: &str| {
+        let link = |kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap();
+        ["mnt", "net", "ipc", "uts"].map(link)
+    };
+    let (shown, ours) = (namespaces(&init.to_string()), namespaces("self"));
+    assert!(shown.iter().all(|shown| !ours.contains(shown)), "{shown:?}");
+    wait_until(|| {
+        let all = processes(&bundle);
+        all.iter().all(|pid| namespaces(&pid.to_string()) == shown)
+    });
+    assert!(Path::new(&format!("/proc/{init}/root/bin/busybox")).exists());
     child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(9));

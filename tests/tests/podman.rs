@@ -25,6 +25,7 @@ behind_both_walls! {
     limits_are_those_asked_for,
     exceeding_the_memory_limit_is_137,
     volumes_are_shared_and_ro_protects_them,
+    files_are_copied_into_and_out_of_a_running_container,
     a_published_port_reaches_the_container,
     the_user_and_the_protections_are_those_asked_for,
     the_default_and_a_custom_seccomp_profile_apply,
@@ -314,6 +315,47 @@ fn volumes_are_shared_and_ro_protects_them(wall: Wall) {
         .expect(0);
     assert_eq!(finished.stdout, "kept\n");
     podman.podman("volume", &["rm", "named"]).expect(0);
+}
+
+fn files_are_copied_into_and_out_of_a_running_container(wall: Wall) {
+    let Some(podman) = Podman::install_behind(wall) else {
+        return;
+    };
+    let host = podman.namespace().path("/var/lib");
+    std::fs::write(host.join("marker"), "the host's\n").unwrap();
+    let volume = podman.namespace().folder("volume");
+    let option = format!("{}:/srv/volume", volume.display());
+    podman.start(
+        "busy",
+        &["--network", "none", "--volume", &option],
+        "mkdir -p /var/lib; echo inside > /var/lib/file; ln -s /var/lib /link; echo ready; exec sleep 600",
+    );
+    podman.wait_for_output("busy", "ready\n");
+    let scratch = podman.namespace().folder("copies");
+    let outside = |name: &str| scratch.join(name).display().to_string();
+    let copy = |from: &str, to: &str| podman.podman("cp", &[from, to]);
+
+    let before = "cat /var/lib/file; test ! -e /var/lib/in";
+    podman.podman("exec", &["busy", "sh", "-c", before]).expect(0);
+    // A link leads where it does inside.
+    copy("busy:/link/file", &outside("out")).expect(0);
+    assert_eq!(std::fs::read_to_string(scratch.join("out")).unwrap(), "inside\n");
+    let refused = copy("busy:/var/lib/marker", &outside("marker"));
+    assert_ne!(refused.code, 0, "a file of the host was copied");
+    assert!(!scratch.join("marker").exists());
+
+    std::fs::write(scratch.join("in"), "outside\n").unwrap();
+    copy(&outside("in"), "busy:/link/in").expect(0);
+    copy(&outside("in"), "busy:/link/file").expect(0);
+    copy(&outside("in"), "busy:/srv/volume/in").expect(0);
+    assert!(!host.join("in").exists(), "a file of the host was written");
+    assert_eq!(std::fs::read_to_string(volume.join("in")).unwrap(), "outside\n");
+    // Also where the container has looked before, after a while.
+    let script = "until grep -q outside /var/lib/in && grep -q outside /var/lib/file; do sleep 0.1; done; cat /srv/volume/in";
+    let finished = podman
+        .podman("exec", &["busy", "timeout", "30", "sh", "-c", script])
+        .expect(0);
+    assert_eq!(finished.stdout, "outside\n");
 }
 
 fn a_published_port_reaches_the_container(wall: Wall) {

@@ -20,7 +20,7 @@ pub(crate) mod threads;
 
 pub use close_range::close_on_exec_all_but_stdio_and;
 pub use loopback::bring_loopback_up;
-pub use mount_setattr::{make_mounts_private, set_read_only, set_read_only_recursively};
+pub use mount_setattr::{make_mounts_inert, make_mounts_private, set_read_only, set_read_only_recursively};
 
 use rustix::io::Errno;
 

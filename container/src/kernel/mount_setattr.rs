@@ -70,6 +70,19 @@ pub fn make_mounts_private<F: AsFd>(mount: F) -> Result<(), Errno> {
     mount_setattr(mount.as_fd(), true, &private)
 }
 
+/// Has detached mounts, all below `mount` included, hold nothing but files to be read and written: no program runs from them,
+/// no device is opened by them.
+///
+/// # Errors
+/// When `mount` is no mount of the caller's.
+pub fn make_mounts_inert<F: AsFd>(mount: F) -> Result<(), Errno> {
+    let inert = MountAttributes {
+        set: attribute::NOSUID | attribute::NODEV | attribute::NOEXEC,
+        ..MountAttributes::default()
+    };
+    mount_setattr(mount.as_fd(), true, &inert)
+}
+
 /// Changes the mount that `mount` refers to and, with `recursive`, all below it: all of them or none.
 pub(crate) fn mount_setattr(
     mount: impl AsFd,

@@ -152,18 +152,7 @@ impl<'a> SharedDirectory<'a> {
             let source = mount.get("source").and_then(Value::as_str);
             let source = bundle.join(source.ok_or(ShareError::Configuration("mounts[].source"))?);
             let volume = Path::new("volumes").join(index.to_string());
-            let depth = if has_option(mount, &["rbind"]) {
-                Depth::Tree
-            } else {
-                Depth::Mount
-            };
-            let writable = if has_option(mount, &["rro"]) {
-                Writable::Nowhere
-            } else if has_option(mount, &["ro"]) {
-                Writable::BelowTheTop
-            } else {
-                Writable::AsItIs
-            };
+            let (depth, writable) = asked_of(mount);
             let attachment = detached(&source, &folder.join(&volume), depth, writable);
             attachments.push(attachment.map_err(|source| ShareError::Volume {
                 index,
@@ -270,6 +259,14 @@ fn detached(
         create_directory(target.parent().unwrap_or(target))?;
         fs::File::create(target).map_err(io_error("creating", target))?;
     }
+    Ok(Attachment {
+        tree: copied(source, depth, writable)?,
+        target: target.to_owned(),
+    })
+}
+
+/// A copy of the mounts at `source`, attached nowhere.
+fn copied(source: &Path, depth: Depth, writable: Writable) -> Result<OwnedFd, ShareError> {
     let mut copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     copy.set(OpenTreeFlags::AT_RECURSIVE, depth == Depth::Tree);
     let tree = open_tree(CWD, source, copy).map_err(mounting("opening", source))?;
@@ -282,10 +279,46 @@ fn detached(
         Writable::Nowhere => container::set_read_only_recursively(&tree),
     }
     .map_err(mounting("making read-only", source))?;
-    Ok(Attachment {
-        tree,
-        target: target.to_owned(),
-    })
+    Ok(tree)
+}
+
+/// A copy of the mounts of a container's root, attached nowhere.
+///
+/// # Errors
+/// When there is no such folder.
+pub(crate) fn copy_of_root(source: &Path, read_only: bool) -> Result<OwnedFd, ShareError> {
+    let writable = if read_only {
+        Writable::BelowTheTop
+    } else {
+        Writable::AsItIs
+    };
+    copied(source, Depth::Tree, writable)
+}
+
+/// The same of what a bind mount of a configuration asks for.
+///
+/// # Errors
+/// When there is no such folder or file.
+pub(crate) fn copy_for_bind(mount: &Value, source: &Path) -> Result<OwnedFd, ShareError> {
+    let (depth, writable) = asked_of(mount);
+    copied(source, depth, writable)
+}
+
+/// How a bind mount of a configuration is to be made.
+fn asked_of(mount: &Value) -> (Depth, Writable) {
+    let depth = if has_option(mount, &["rbind"]) {
+        Depth::Tree
+    } else {
+        Depth::Mount
+    };
+    let writable = if has_option(mount, &["rro"]) {
+        Writable::Nowhere
+    } else if has_option(mount, &["ro"]) {
+        Writable::BelowTheTop
+    } else {
+        Writable::AsItIs
+    };
+    (depth, writable)
 }
 
 /// Whether a mount shows files of the host. A remount changes one that is there, and has no source.

@@ -139,6 +139,15 @@ pub fn namespaces(config: &Value) -> impl Iterator<Item = (&str, Option<&str>)> 
         })
 }
 
+/// The network namespace of the host that the configuration names. One without a name would be new, with nothing in it.
+pub fn network_namespace(config: &Value) -> Option<&Path> {
+    namespaces(config)
+        .find(|(kind, _)| *kind == "network")
+        .and_then(|(_, path)| path)
+        .filter(|path| !path.is_empty())
+        .map(Path::new)
+}
+
 /// The process whose namespace the path is.
 pub fn attendant_of(path: &str) -> Option<i32> {
     let (pid, _) = path.strip_prefix("/proc/")?.split_once("/ns/")?;

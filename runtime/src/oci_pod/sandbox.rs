@@ -12,7 +12,7 @@ use vmm::config::NetworkRateLimit;
 use vmm::devices::rate_limiter::RateLimit;
 
 use super::folder::{Folder, FolderError};
-use super::membership::namespaces;
+use super::membership::network_namespace;
 pub use super::sandbox_record::{PodSandbox, RECORD};
 use crate::annotations::{
     MACHINE_MEMORY_ANNOTATION, MACHINE_VCPUS_ANNOTATION, NETWORK_RECEIVE_ANNOTATION,
@@ -169,15 +169,11 @@ pub fn machine_files(folder: &Folder) -> MachineFiles {
     MachineFiles::of(&folder.path().join(MACHINE))
 }
 
-/// The network of the namespace that the configuration names. One without a name would be new, with nothing in it.
+/// The network of the namespace that the configuration names.
 fn network(config: &Value, queue_pairs: u8) -> Result<PodNetwork, PodNetworkError> {
-    let path = namespaces(config)
-        .find(|(kind, _)| *kind == "network")
-        .and_then(|(_, path)| path)
-        .filter(|path| !path.is_empty());
-    path.map_or_else(
+    network_namespace(config).map_or_else(
         || Ok(PodNetwork::default()),
-        |path| PodNetwork::of(Path::new(path), queue_pairs),
+        |path| PodNetwork::of(path, queue_pairs),
     )
 }
 

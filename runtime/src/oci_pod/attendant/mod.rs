@@ -6,18 +6,23 @@
 mod plan;
 mod spawn;
 mod terminal;
+mod view;
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread;
 
 use nix::sys::signal::SigSet;
+use tokio::sync::oneshot;
 
 pub use plan::{AttendantPlan, Attended, ContainerPlan, ProcessPlan};
 pub use spawn::{Attendant, AttendantError, AttendantStdio};
 
 use self::plan::{Answer, GO_ON};
+use self::view::{View, ViewError};
 use crate::forwarded_signals::ForwardedSignals;
 use crate::micro_vm::MicroVm;
 use crate::micro_vm::machine_files::MachineFiles;
@@ -68,15 +73,44 @@ const LAST_SIGNAL: libc::c_int = 64;
 pub fn attend(descriptor: RawFd) -> u8 {
     // SAFETY: the number was given to this program for this, and nothing else here uses it.
     let maker = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
-    let status = match Attending::begin(maker) {
-        Ok(attending) => attending.run(),
+    let status = Attending::begin(maker).and_then(|attending| {
+        let (show, shown) = mpsc::channel();
+        let second = thread::Builder::new().name("attending".to_owned());
+        let second = second.spawn(move || attending.run(&ShowingThread(show)))?;
+        for Showing { view, done } in shown {
+            // Who asked waits, or has ended.
+            let _ = done.send(view.enter());
+        }
+        second
+            .join()
+            .map_err(|_| io::Error::other("the thread that attends has panicked"))
+    });
+    match status {
+        Ok(status) => status.0,
         // Who made us reads nothing on the socket then, and says so.
         Err(error) => {
             eprintln!("bulkhead-attendant: {error}");
-            NOTHING_ATTENDED
+            NOTHING_ATTENDED.0
         }
-    };
-    status.0
+    }
+}
+
+/// The first thread, as the second one asks it.
+struct ShowingThread(mpsc::Sender<Showing>);
+
+/// What the first thread is to show from now on.
+struct Showing {
+    view: View,
+    done: oneshot::Sender<Result<(), ViewError>>,
+}
+
+impl ShowingThread {
+    async fn show(&self, view: View) -> Result<(), ViewError> {
+        let (done, is_done) = oneshot::channel();
+        // Where nobody is asked, nobody answers either.
+        let _ = self.0.send(Showing { view, done });
+        is_done.await.unwrap_or(Err(ViewError::NoThread))
+    }
 }
 
 /// What an attendant has before it reaches for the guest.
@@ -103,7 +137,7 @@ impl Attending {
         Ok(Self { maker, plan })
     }
 
-    fn run(self) -> ExitStatus {
+    fn run(self, first: &ShowingThread) -> ExitStatus {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
@@ -113,13 +147,13 @@ impl Attending {
                 return NOTHING_ATTENDED;
             }
         };
-        let status = runtime.block_on(self.attend());
+        let status = runtime.block_on(self.attend(first));
         // Threads that still wait for input would be waited for.
         runtime.shutdown_background();
         status
     }
 
-    async fn attend(&self) -> ExitStatus {
+    async fn attend(&self, first: &ShowingThread) -> ExitStatus {
         let files = MachineFiles::of(&self.plan.files);
         let name = self.plan.attended.name();
         let mut leash = None;
@@ -127,7 +161,7 @@ impl Attending {
             let machine = MicroVm::join(self.plan.machine, &files).await?;
             let signals = ForwardedSignals::catch(handed_on())
                 .map_err(|error| SandboxError::new("taking over the attendant's signals", error))?;
-            let made = self.make(&machine, &mut leash).await?;
+            let made = self.make(&machine, &mut leash, first).await?;
             Ok::<_, SandboxError>((machine, signals, made))
         };
         let (machine, mut signals, made) = match begun.await {
@@ -195,7 +229,12 @@ impl Attending {
         }
     }
 
-    async fn make(&self, machine: &MicroVm, leash: &mut Option<Leash>) -> Result<Made, SandboxError> {
+    async fn make(
+        &self,
+        machine: &MicroVm,
+        leash: &mut Option<Leash>,
+        first: &ShowingThread,
+    ) -> Result<Made, SandboxError> {
         let stdio = self
             .stdio()
             .map_err(|error| SandboxError::new("duplicating the attendant's standard descriptors", error))?;
@@ -220,15 +259,32 @@ impl Attending {
                     shared_folder: &container.shared_folder,
                     shared_memory: &container.shared_memory,
                 };
-                machine.create_container(&new, stdio, Some(leash)).await
+                let made = machine.create_container(&new, stdio, Some(leash)).await?;
+                // Not before: mount points that were missing were made with the container.
+                let view = View::of_container(container, root.is_none());
+                self.show(first, view).await?;
+                Ok(made)
             }
             Attended::Process(process) => {
                 let bytes = serde_json::to_vec(&process.process)
                     .map_err(|error| SandboxError::new("writing the process for the agent", error))?;
+                self.show(first, View::of_process(process)).await?;
                 machine.add_process(name, bytes, stdio, Some(leash)).await?;
                 machine.start_process(name).await
             }
         }
+    }
+
+    /// Has clients that join our namespaces see this, and not the host.
+    async fn show(&self, first: &ShowingThread, view: View) -> Result<(), SandboxError> {
+        let shown = first.show(view).await;
+        shown.map_err(|error| {
+            let container = self.plan.attended.name().container;
+            SandboxError::new(
+                format!("showing the host what container {container} has of it"),
+                error,
+            )
+        })
     }
 
     /// Our standard descriptors, which are the process's.

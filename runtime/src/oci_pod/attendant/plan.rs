@@ -51,6 +51,8 @@ pub struct ContainerPlan {
     pub shared_folder: String,
     /// The name of the memory it shares with other containers; empty for none.
     pub shared_memory: String,
+    /// The host's namespace with the pod's network; none for one with nothing in it.
+    pub network: Option<PathBuf>,
 }
 
 /// A process to be added to a container.
@@ -62,6 +64,8 @@ pub struct ProcessPlan {
     pub name: String,
     /// The process as in a configuration.
     pub process: Value,
+    /// Who attends to the container, and shows clients what there is of it on the host.
+    pub container_attendant: Option<ProcessIdentity>,
 }
 
 impl Attended {

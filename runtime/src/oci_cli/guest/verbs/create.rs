@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use container::{Bundle, ContainerId, HostHooks, OciState, PodCgroup, PodLimits, Status};
@@ -24,7 +24,7 @@ use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attend
 use crate::oci_pod::disks;
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::guest_configuration::fit_for_guest;
-use crate::oci_pod::membership::Membership;
+use crate::oci_pod::membership::{Membership, network_namespace};
 use crate::oci_pod::record::{GuestContainer, Stage};
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
 use crate::terminal::TerminalSize;
@@ -204,6 +204,7 @@ impl Making<'_> {
                 config: fit,
                 shared_folder: record.shared_folder.clone(),
                 shared_memory: self.shared_memory.clone(),
+                network: self.network_on_host(new_network.as_ref())?,
             }),
             ends_machine: self.membership == Membership::Founder { of_a_pod: false },
             has_terminal,
@@ -267,6 +268,26 @@ impl Making<'_> {
             self.run_create_runtime(hooks, network.pid())?;
         }
         Ok(network)
+    }
+
+    /// Where the pod's network is on the host, for those who look for it by the attendant's pid.
+    fn network_on_host(&self, new_network: Option<&NewNetwork>) -> Result<Option<PathBuf>, GuestError> {
+        let of_process = |pid| PathBuf::from(format!("/proc/{pid}/ns/net"));
+        if let Some(network) = new_network {
+            return Ok(Some(of_process(network.pid())));
+        }
+        let named = network_namespace(&self.config).map(Path::to_owned);
+        match &self.membership {
+            Membership::Member(id) if named.is_none() => {
+                let founder = GuestContainer::read(&Folder::of(&self.global.root, id))?;
+                let attendant = founder.and_then(|founder| founder.attendant);
+                // One that has ended shows nothing any more.
+                Ok(attendant
+                    .filter(|attendant| attendant.is_alive().unwrap_or(false))
+                    .map(|attendant| of_process(attendant.pid)))
+            }
+            _ => Ok(named),
+        }
     }
 
     fn run_create_runtime(&self, hooks: &HostHooks, pid: i32) -> Result<(), GuestError> {

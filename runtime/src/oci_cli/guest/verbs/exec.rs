@@ -59,6 +59,7 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
             container: found.container.id.clone(),
             name: unused_name().map_err(GuestError::Random)?,
             process: serde_json::to_value(&process).map_err(GuestError::Request)?,
+            container_attendant: found.container.attendant,
         }),
         ends_machine: false,
         has_terminal: terminal.is_some(),

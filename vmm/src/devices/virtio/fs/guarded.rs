@@ -162,7 +162,7 @@ impl GuardedFs {
         Ok((attributes, self.place(inode).kept_for()))
     }
 
-    /// Where nobody else changes anything, cached data outlives the last close, and directories are cached too.
+    /// Where hardly anybody else changes anything, cached data outlives the last close, and directories are cached too.
     fn open_options(&self, inode: u64, library: OpenOptions, is_directory: bool) -> OpenOptions {
         let mut options = library;
         if self.place(inode) == Place::Exclusive {

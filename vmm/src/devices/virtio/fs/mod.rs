@@ -15,7 +15,7 @@
 //! | place | who changes it | the guest keeps names | and attributes |
 //! |---|---|---|---|
 //! | `<share>` and `<share>/<id>` | the owner, while the guest runs | not at all | not at all |
-//! | `<share>/<id>/rootfs` and below | the guest alone | a day, absent names too | a day |
+//! | `<share>/<id>/rootfs` and below | the guest; a client that copies files into it | ten seconds, absent names too | ten seconds |
 //! | anything else, such as volumes | the guest and other processes | a second | a second |
 //!
 //! Writes are not held back in the guest: what a container wrote is in the host's file when `write` returns, and is

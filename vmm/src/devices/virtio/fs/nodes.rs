@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::ROOT_ID;
 
-/// The name, in a directory of the owner's, below which only the guest changes anything.
+/// The name, in a directory of the owner's, below which hardly anyone but the guest changes anything: a client that copies
+/// files into a running container does.
 const EXCLUSIVE_NAME: &CStr = c"rootfs";
 
-/// Long enough never to matter: the guest forgets under memory pressure, and when it removes a file itself.
-const LONG: Duration = Duration::from_secs(24 * 60 * 60);
-/// What other processes change shows in the guest after this time.
+/// After this time what somebody else has changed all the same shows in the guest. Seldom enough that asking again costs
+/// little: once for each name in use.
+const LONG: Duration = Duration::from_secs(10);
+/// The same where others change things as a matter of course.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// Where in the share a file is, which decides who changes it.
