@@ -288,6 +288,19 @@ pub fn guests_are_too_slow() -> bool {
     slow
 }
 
+/// How much longer things may take because of others.
+pub fn busy_factor() -> u32 {
+    let load = std::fs::read_to_string("/proc/loadavg").expect("the load");
+    let load: f64 = load
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .expect("a number");
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    1 + (load / processors as f64) as u32
+}
+
 /// A configuration file for a copy of ours elsewhere: the parts of a microVM are where they were built, so that templates
 /// are those that every test may clone from.
 pub fn microvm_configuration() -> String {

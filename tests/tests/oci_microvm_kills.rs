@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tests::Wall;
 use tests::oci_container::OciContainer;
+use tests::{Wall, busy_factor};
 
 /// How long a verb may go on when what it works with has died. Only a hang takes it all.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,14 +65,6 @@ impl Random {
         let thousandths = (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % 1000;
         whole * u32::try_from(thousandths).unwrap() / 1000
     }
-}
-
-/// How much longer things may take because of others.
-fn busy_factor() -> u32 {
-    let load = fs::read_to_string("/proc/loadavg").unwrap();
-    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
-    let processors = std::thread::available_parallelism().unwrap().get();
-    1 + (load / processors as f64) as u32
 }
 
 /// Gives a container a cgroup beside all others, of much weight: what else runs on the host, such as other tests, is not to

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::oci::OciBundle;
 use tests::oci_container::OciContainer;
-use tests::{Finished, Wall, finish};
+use tests::{Finished, Wall, busy_factor, finish};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,15 +93,20 @@ fn assert_free(image: &Path) {
     File::open(image).unwrap().try_lock().unwrap();
 }
 
-/// The VMM's open files that are this one.
-fn held_by_vmm(founder: &OciContainer, image: &Path) -> bool {
+fn vmm(founder: &OciContainer) -> Pid {
     let record = founder
         .scratch()
         .join("states")
         .join(founder.id())
         .join("sandbox.json");
     let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
-    let descriptors = format!("/proc/{}/fd", record["machine"]["pid"]);
+    let pid = record["machine"]["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+/// The VMM's open files that are this one.
+fn held_by_vmm(founder: &OciContainer, image: &Path) -> bool {
+    let descriptors = format!("/proc/{}/fd", vmm(founder).as_raw_nonzero());
     let mut entries = fs::read_dir(descriptors).unwrap().flatten();
     entries.any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == image))
 }
@@ -449,4 +455,55 @@ fn a_block_device_is_a_device_and_a_volume() {
     drop(loop_device);
     assert_eq!(read_from(&image, "word"), "here\n");
     founder.on("delete", &["--force"]).expect(0);
+}
+
+#[test]
+fn a_guest_that_does_not_answer_holds_up_no_deletion() {
+    let Some(mut founder) = behind_microvm("sleep 600") else {
+        return;
+    };
+    founder.config["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
+    let image = founder.scratch().join("disk.img");
+    ext4(&image, 4, None);
+    push(&mut founder.config, "/mounts", mount(&image, "/disk", &[]));
+    founder.on("create", &["--bundle", "."]).expect(0);
+    founder.on("start", &[]).expect(0);
+    let other = founder.scratch().join("other.img");
+    ext4(&other, 4, None);
+    let member = member(&founder, "member", "sleep 600", |config| {
+        push(config, "/mounts", mount(&other, "/disk", &[]));
+    });
+    let start = || {
+        create(&founder, &member).expect(0);
+        founder.oci("start", &[&member.id]).expect(0);
+    };
+    start();
+    let vmm = vmm(&founder);
+    let delete_in_silence = |id: &str| {
+        kill_process(vmm, Signal::STOP).unwrap();
+        let begun = Instant::now();
+        let deleted = founder.oci("delete", &["--force", id]).expect(0);
+        let limit = Duration::from_secs(2) * busy_factor();
+        assert!(begun.elapsed() < limit, "{id}: {:?}", begun.elapsed());
+        founder.oci("state", &[id]).expect(1);
+        deleted.complains_of(&["did not answer"]);
+    };
+    delete_in_silence(&member.id);
+    let exported = founder
+        .scratch()
+        .join("states")
+        .join(founder.id())
+        .join("vm/export");
+    assert_eq!(
+        fs::read_dir(exported).unwrap().count(),
+        1,
+        "its files are shared still"
+    );
+    // What the guest could not be told of is not in the way of another one.
+    kill_process(vmm, Signal::CONT).unwrap();
+    start();
+    delete_in_silence(&founder.id());
+    assert_free(&image);
+    assert_free(&other);
+    founder.oci("delete", &["--force", &member.id]).expect(0);
 }

@@ -191,6 +191,18 @@ impl Folder {
             .map_err(failed("write", &path))
     }
 
+    /// Removes a record, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget(&self, name: &str) -> Result<(), FolderError> {
+        let path = self.path.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes it with all it holds.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //!     config.json             its configuration as it was when it was created, but for limits that were changed since
 //!     sandbox.json, vm/       if it was the first of its pod: the virtual machine
 //!     disks.json, disks.lock  the disks that containers have brought into it, if they have
+//!     owed-<id>               a container that is gone, of which the guest could not be told yet
 //! ```
 //!
 //! Two kinds of processes outlive the command that made them. The **VMM** is the pod's virtual machine. An **attendant**
@@ -30,5 +31,7 @@ pub mod guest_configuration;
 pub mod membership;
 #[cfg(feature = "microvm")]
 pub mod new_limits;
+#[cfg(feature = "microvm")]
+pub mod owed;
 #[cfg(feature = "microvm")]
 pub mod sandbox;

@@ -38,8 +38,9 @@ const CPU_PERIOD_ANNOTATION: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// The machine's folder in the first container's.
 const MACHINE: &str = "vm";
 
-/// How long a VMM that was killed may take to be gone.
-const KILL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a VMM that was killed may take to be gone: the kernel gives the memory of a large machine back page by page,
+/// beside whatever else the host does.
+const KILL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Why a pod has no virtual machine.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,7 @@ use crate::micro_vm::machine_files::MachineFiles;
 use crate::micro_vm::task::{Leash, Made, NewContainer, ProcessName};
 use crate::oci_pod::disks;
 use crate::oci_pod::folder::Folder;
+use crate::oci_pod::owed;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ExitStatus, SandboxError};
 
@@ -242,6 +243,11 @@ impl Attending {
         match &self.plan.attended {
             Attended::Container(container) => {
                 let folder = Folder::at(&container.sandbox_folder);
+                // It may have the same name or want the same disks.
+                let settled = owed::settle(machine, &folder).await;
+                settled.map_err(|error| {
+                    SandboxError::new("removing containers from the guest that are gone", error)
+                })?;
                 let mut config = container.config.clone();
                 let root =
                     disks::attach(machine, &folder, &container.id, &container.bundle, &mut config).await;

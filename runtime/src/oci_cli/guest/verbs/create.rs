@@ -316,7 +316,7 @@ impl Making<'_> {
             }
             Membership::Member(sandbox) => {
                 if let Some(record) = GuestContainer::read(self.folder)? {
-                    delete_from_pod(&record, &Folder::of(&self.global.root, sandbox))?;
+                    delete_from_pod(&record, &Folder::of(&self.global.root, sandbox), self.log)?;
                 }
             }
         }

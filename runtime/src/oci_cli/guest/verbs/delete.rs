@@ -17,10 +17,15 @@ use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::{GlobalOptions, OciError};
 use crate::oci_pod::disks;
 use crate::oci_pod::folder::{Folder, FolderError};
+use crate::oci_pod::owed::Owed;
 use crate::oci_pod::record::{GuestContainer, RECORD};
 use crate::oci_pod::sandbox::{self, PodSandbox, machine_files};
 
-/// How long the agent may take to remove a container whose sandbox lives on.
+/// How long an agent may take to answer at all. Deleting goes on without one that does not.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an agent that answers may take to remove a container whose sandbox lives on, or to write back what is to be on
+/// disks.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn delete(arguments: &DeleteArguments, global: &GlobalOptions, log: &Log) -> Result<(), OciError> {
@@ -57,7 +62,7 @@ pub(super) fn remove(found: &Found, force: bool, log: &Log) -> Result<(), GuestE
             }
             sandbox.kill()?;
         }
-        None => delete_from_pod(&found.container, &found.sandbox_folder)?,
+        None => delete_from_pod(&found.container, &found.sandbox_folder, log)?,
     }
     found.container.cgroup.remove()?;
     run_poststop_hooks(&found.container, found.folder.path(), log);
@@ -88,15 +93,25 @@ fn write_back(found: &Found, sandbox: &PodSandbox) -> Result<(), GuestError> {
         return Ok(());
     }
     event_loop()?.block_on(async {
-        let shut_down = async {
+        let answer = async {
             // It may stand still.
             found.go_on().await?;
-            Ok(found.machine().await?.shut_down().await?)
+            let machine = found.machine().await?;
+            machine.has_container(found.id.as_str()).await?;
+            Ok(machine)
         };
-        timeout(AGENT_PATIENCE, shut_down)
-            .await
-            .unwrap_or(Err(GuestError::SilentAgent(AGENT_PATIENCE)))
+        let machine = within(ANSWER_PATIENCE, answer).await?;
+        within(AGENT_PATIENCE, async { Ok(machine.shut_down().await?) }).await
     })
+}
+
+/// What a guest does, if it does it in time.
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, GuestError>>,
+) -> Result<T, GuestError> {
+    let done = timeout(patience, work).await;
+    done.unwrap_or(Err(GuestError::SilentAgent(patience)))
 }
 
 /// Removes a container whose record is damaged or of another version: what it still tells is ended, and what it does not is
@@ -121,28 +136,38 @@ fn remove_damaged(folder: &Folder) -> Result<(), GuestError> {
     Ok(folder.remove()?)
 }
 
-/// Removes a container from a sandbox that goes on, if it does, and takes its files from it.
-pub(super) fn delete_from_pod(container: &GuestContainer, sandbox_folder: &Folder) -> Result<(), GuestError> {
+/// Removes a container from a sandbox that goes on, if it does, and takes its files from it. A guest that does not answer
+/// keeps nothing from being removed on the host: what is left in the guest is removed when it is next spoken to, or with it.
+pub(super) fn delete_from_pod(
+    container: &GuestContainer,
+    sandbox_folder: &Folder,
+    log: &Log,
+) -> Result<(), GuestError> {
     let files = machine_files(sandbox_folder);
     let lives = |sandbox: &PodSandbox| sandbox.machine.is_alive().unwrap_or(true);
     if let Some(sandbox) = PodSandbox::read(sandbox_folder)?.filter(lives) {
+        let owed = Owed {
+            id: container.id.clone(),
+            shared_folder: container.shared_folder.clone(),
+        };
         let deleted = event_loop()?.block_on(async {
-            let delete = async {
+            let answer = async {
                 let machine = MicroVm::join(sandbox.machine, &files).await?;
-                if machine.has_container(&container.id).await? {
-                    machine
-                        .delete_container(&container.id, &container.shared_folder)
-                        .await?;
-                }
-                Ok::<_, GuestError>(disks::release(&machine, sandbox_folder, &container.id).await?)
+                machine.has_container(&owed.id).await?;
+                Ok(machine)
             };
-            timeout(AGENT_PATIENCE, delete)
-                .await
-                .unwrap_or(Err(GuestError::SilentAgent(AGENT_PATIENCE)))
+            let machine = within(ANSWER_PATIENCE, answer).await?;
+            let remove = async { Ok(owed.remove(&machine, sandbox_folder).await?) };
+            within(AGENT_PATIENCE, remove).await
         });
-        // One that has ended meanwhile took the container along.
-        if lives(&sandbox) {
-            deleted?;
+        match deleted {
+            Err(error @ GuestError::SilentAgent(_)) => {
+                owed.write_down(sandbox_folder)?;
+                log.warning(&chain(&error));
+            }
+            // One that has ended meanwhile took the container along.
+            deleted if lives(&sandbox) => deleted?,
+            _ => {}
         }
     }
     Ok(SharedDirectory::withdraw(&files, &container.shared_folder)?)

@@ -13,6 +13,7 @@ use crate::oci_pod::folder::FolderError;
 use crate::oci_pod::guest_configuration::GuestConfigurationError;
 use crate::oci_pod::membership::MembershipError;
 use crate::oci_pod::new_limits::NewLimitsError;
+use crate::oci_pod::owed::OwedError;
 use crate::oci_pod::sandbox::PodSandboxError;
 use crate::sandbox::SandboxError;
 
@@ -73,9 +74,13 @@ pub enum GuestError {
     /// The agent refused, or the machine ended.
     #[error(transparent)]
     Call(#[from] SandboxError),
+    /// A container is in the guest still.
+    #[error(transparent)]
+    Owed(#[from] OwedError),
     /// A guest is stuck.
     #[error(
-        "the agent in the guest did not answer within {} s: deleting the container that founded the sandbox ends it",
+        "the agent in the guest did not answer within {} s: what it has of the container goes when it answers, or with the \
+         container that founded the sandbox",
         .0.as_secs()
     )]
     SilentAgent(std::time::Duration),
