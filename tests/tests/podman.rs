@@ -220,17 +220,19 @@ fn the_containers_of_a_pod_share_their_network_and_not_their_files(wall: Wall) {
     server.args([
         "sh",
         "-c",
-        "mkdir /www; echo served > /www/index.html; exec httpd -f -p 8080 -h /www",
+        "mkdir -p /www; echo served > /www/index.html; exec httpd -f -p 8080 -h /www",
     ]);
     finish(&mut server).expect(0);
     let mut client = podman.in_pod("pod", "client");
     client.args(["sleep", "600"]);
     finish(&mut client).expect(0);
     let script = "until wget -q -O - http://127.0.0.1:8080/; do sleep 0.1; done; hostname; ls -d /www || true; kill -0 1 && echo own-init";
-    let finished = podman
-        .podman("exec", &["client", "timeout", "20", "sh", "-c", script])
-        .expect(0);
-    assert_eq!(finished.stdout, "served\nshared\nown-init\n");
+    let talk = || {
+        let talk = ["client", "timeout", "20", "sh", "-c", script];
+        let finished = podman.podman("exec", &talk).expect(0);
+        assert_eq!(finished.stdout, "served\nshared\nown-init\n");
+    };
+    talk();
     let shared = |kind: &str| {
         let link = |name: &str| {
             let link = format!("/proc/self/ns/{kind}");
@@ -240,6 +242,10 @@ fn the_containers_of_a_pod_share_their_network_and_not_their_files(wall: Wall) {
         link("client") == link("server")
     };
     assert!(shared("net") && shared("ipc") && shared("uts") && !shared("pid") && !shared("mnt"));
+    for name in ["server", "client"] {
+        podman.podman("restart", &["--time", "0", name]).expect(0);
+        talk();
+    }
     podman
         .podman("pod", &["rm", "--force", "--time", "0", "pod"])
         .expect(0);

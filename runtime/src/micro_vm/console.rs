@@ -23,6 +23,11 @@ impl ConsoleTail {
             .unwrap_or_default()
     }
 
+    /// The lines.
+    pub fn lines(&self) -> &[String] {
+        &self.0
+    }
+
     fn of(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let lines: Vec<String> = text

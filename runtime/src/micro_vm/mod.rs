@@ -145,6 +145,11 @@ impl MicroVm {
         self.vmm.ended().await
     }
 
+    /// The machine's end, if it has come or is about to.
+    pub async fn soon_ended(&self) -> Option<MachineEnd> {
+        boot::soon_ended(&self.vmm).await
+    }
+
     /// Ends the machine, without waiting until it has.
     pub fn kill_machine(&self) {
         self.vmm.kill();

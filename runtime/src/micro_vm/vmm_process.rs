@@ -48,6 +48,8 @@ struct Progress {
 #[error("the microVM has ended: {reason}{console}")]
 pub struct MachineEnd {
     reason: String,
+    /// Whether the machine itself said so.
+    accounted_for: bool,
     console: ConsoleTail,
 }
 
@@ -258,8 +260,24 @@ impl MachineEnd {
     fn unreported(reason: &str) -> Self {
         Self {
             reason: reason.to_owned(),
+            accounted_for: false,
             console: ConsoleTail::default(),
         }
+    }
+
+    /// Why it ended, in words.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether the machine itself said why. One that was killed could not.
+    pub fn is_accounted_for(&self) -> bool {
+        self.accounted_for
+    }
+
+    /// The last lines of the guest's console.
+    pub fn console(&self) -> &[String] {
+        self.console.lines()
     }
 
     /// The end of a machine whose process is gone, as its files tell it.
@@ -270,10 +288,12 @@ impl MachineEnd {
     }
 
     fn told(own_account: Option<String>, exit: Option<&WaitIdStatus>, files: &MachineFiles) -> Self {
+        let accounted_for = own_account.is_some();
         let reason = own_account.unwrap_or_else(|| last_words(&files.log(), exit));
         Self {
             // A guest can make the VMM name what it did.
             reason: guest_text::shown(&reason),
+            accounted_for,
             console: ConsoleTail::read(&files.console_ring()),
         }
     }
@@ -380,7 +400,8 @@ fn last_words(log: &Path, status: Option<&WaitIdStatus>) -> String {
             (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
             _ => "the VMM ended".to_owned(),
         },
-        None => "the VMM ended".to_owned(),
+        // It was no child of ours.
+        None => "the VMM was killed, or ended without saying why".to_owned(),
     };
     let mut said = Vec::new();
     let read = File::open(log).and_then(|log| log.take(LONGEST_LOG).read_to_end(&mut said));

@@ -10,7 +10,8 @@ use super::log::{Log, chain};
 use super::moment::nanoseconds;
 use super::vm_state::VmState;
 use super::{GlobalOptions, OciError, load, print_json};
-use crate::oci_pod::folder::Folder;
+use crate::oci_pod::folder::{Folder, FolderError};
+use crate::oci_pod::machine_end::EndedMachine;
 use crate::oci_pod::record::GuestContainer;
 use crate::oci_pod::sandbox_record::PodSandbox;
 
@@ -27,17 +28,22 @@ impl StateArguments {
         let Some(container) = GuestContainer::read(&folder)? else {
             return print_json(&ContainerState::of(&load(global, &self.id)?)?);
         };
-        let sandbox = PodSandbox::read(&Folder::of_named(&global.root, &container.sandbox));
-        // What cannot be read there is no reason to keep the rest from a caller who wants to know whether it lives.
-        let sandbox = sandbox.unwrap_or_else(|error| {
-            log.warning(&chain(&error));
-            None
-        });
+        let sandbox_folder = Folder::of_named(&global.root, &container.sandbox);
+        let sandbox = or_none(PodSandbox::read(&sandbox_folder), log);
+        let end = or_none(EndedMachine::read(&sandbox_folder), log);
         print_json(&GuestContainerState {
             state: ContainerState::of_guest(&container)?,
-            vm: sandbox.map(|sandbox| VmState::of(sandbox, &container.sandbox)),
+            vm: sandbox.map(|sandbox| VmState::of(sandbox, &container.sandbox, end)),
         })
     }
+}
+
+/// What cannot be read of a machine is no reason to keep the rest from a caller who wants to know whether a container lives.
+fn or_none<T>(read: Result<Option<T>, FolderError>, log: &Log) -> Option<T> {
+    read.unwrap_or_else(|error| {
+        log.warning(&chain(&error));
+        None
+    })
 }
 
 /// The state of a container behind the microVM wall, with that of its machine.

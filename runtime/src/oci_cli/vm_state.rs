@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::oci_pod::machine_end::EndedMachine;
 use crate::oci_pod::sandbox_record::PodSandbox;
 use crate::start_record::{Origin, StartRecord};
 
@@ -21,6 +22,9 @@ pub(super) struct VmState {
     vcpus: u8,
     /// Bytes.
     memory: u64,
+    /// None while it runs, and where it was meant to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<EndedMachine>,
     /// None while it is being started.
     #[serde(skip_serializing_if = "Option::is_none")]
     start: Option<StartState>,
@@ -51,12 +55,13 @@ struct PhaseState {
 }
 
 impl VmState {
-    pub(super) fn of(sandbox: PodSandbox, founder: &str) -> VmState {
+    pub(super) fn of(sandbox: PodSandbox, founder: &str, end: Option<EndedMachine>) -> VmState {
         VmState {
             sandbox: founder.to_owned(),
             pid: sandbox.machine.pid,
             vcpus: sandbox.vcpus,
             memory: u64::from(sandbox.memory_mib) << 20,
+            end,
             start: sandbox.start.has_begun().then(|| sandbox.start.into()),
         }
     }
@@ -108,7 +113,7 @@ mod tests {
                     .collect(),
             },
         };
-        serde_json::to_value(VmState::of(sandbox, "pod")).unwrap()
+        serde_json::to_value(VmState::of(sandbox, "pod", None)).unwrap()
     }
 
     #[test]

@@ -123,23 +123,30 @@ impl Folder {
     /// # Errors
     /// When it takes too long, or the folder is gone.
     pub fn lock(&self) -> Result<FolderLock, FolderError> {
+        let lock = self.lock_within(LOCK_PATIENCE)?;
+        lock.ok_or_else(|| FolderError::Busy {
+            path: self.path.clone(),
+        })
+    }
+
+    /// Waits this long at most; `None` where it takes longer.
+    ///
+    /// # Errors
+    /// When the folder is gone.
+    pub fn lock_within(&self, patience: Duration) -> Result<Option<FolderLock>, FolderError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || open(&self.path, flags, Mode::empty()).map_err(failed("open", &self.path));
         let mut folder = open()?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if self.is(&folder) => return Ok(FolderLock { _folder: folder }),
+                Ok(()) if self.is(&folder) => return Ok(Some(FolderLock { _folder: folder })),
                 // It was deleted while we waited, and perhaps made anew.
                 Ok(()) => folder = open()?,
                 Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
                     thread::sleep(LOCK_STEP);
                 }
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(FolderError::Busy {
-                        path: self.path.clone(),
-                    });
-                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(failed("lock", &self.path)(errno)),
             }
         }

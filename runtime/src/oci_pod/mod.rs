@@ -6,6 +6,7 @@
 //!     config.json             its configuration as it was when it was created, but for limits that were changed since
 //!     sandbox.json, vm/       if it was the first of its pod: the virtual machine
 //!     disks.json, disks.lock  the disks that containers have brought into it, if they have
+//!     end.json                why the machine ended, if nobody meant it to
 //!     owed-<id>               a container that is gone, of which the guest could not be told yet
 //! ```
 //!
@@ -18,6 +19,7 @@
 pub const DEFAULT_ROOT: &str = "/run/bulkhead-oci";
 
 pub mod folder;
+pub mod machine_end;
 pub mod record;
 pub mod sandbox_record;
 

@@ -92,6 +92,24 @@ impl GuestContainer {
         Ok(true)
     }
 
+    /// Whether another container below `root` that is in the sandbox of container `sandbox` has not ended, `id` being ours.
+    /// One that cannot be read or looked at may be one.
+    pub fn others_live(root: &Path, sandbox: &str, id: &str) -> bool {
+        let Ok(entries) = std::fs::read_dir(root) else {
+            return true;
+        };
+        entries.into_iter().any(|entry| {
+            let Ok(entry) = entry else { return true };
+            match Self::read(&Folder::at(&entry.path())) {
+                Ok(Some(other)) if other.sandbox == sandbox && other.id != id => {
+                    !matches!(other.status(), Ok(Status::Stopped))
+                }
+                Ok(_) => false,
+                Err(_) => true,
+            }
+        })
+    }
+
     /// Writes the record to the folder.
     ///
     /// # Errors

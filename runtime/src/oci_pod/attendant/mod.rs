@@ -3,11 +3,14 @@
 //! Who makes it tells it what to attend to, on a socket that it inherits; it makes the process in the guest, and answers
 //! how that went. Then it is told to keep the process: if its maker dies before, nothing is left of either.
 
+mod last_words;
 mod plan;
 mod spawn;
 mod terminal;
 mod view;
 
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -21,6 +24,7 @@ use tokio::sync::oneshot;
 pub use plan::{AttendantPlan, Attended, ContainerPlan, ProcessPlan};
 pub use spawn::{Attendant, AttendantError, AttendantStdio};
 
+use self::last_words::LastWords;
 use self::plan::{Answer, GO_ON};
 use self::view::{View, ViewError};
 use crate::forwarded_signals::ForwardedSignals;
@@ -30,6 +34,7 @@ use crate::micro_vm::task::{Leash, Made, NewContainer, ProcessName};
 use crate::oci_pod::disks;
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::owed;
+use crate::oci_pod::record::GuestContainer;
 use crate::sandbox::stdio::ContainerStdio;
 use crate::sandbox::{ExitStatus, SandboxError};
 
@@ -162,10 +167,13 @@ impl Attending {
             let machine = MicroVm::join(self.plan.machine, &files).await?;
             let signals = ForwardedSignals::catch(handed_on())
                 .map_err(|error| SandboxError::new("taking over the attendant's signals", error))?;
-            let made = self.make(&machine, &mut leash, first).await?;
-            Ok::<_, SandboxError>((machine, signals, made))
+            let mut warnings = Vec::new();
+            let last_words = self.last_words(&mut warnings)?;
+            let mut made = self.make(&machine, &mut leash, first).await?;
+            made.warnings.extend(warnings);
+            Ok::<_, SandboxError>((machine, signals, made, last_words))
         };
-        let (machine, mut signals, made) = match begun.await {
+        let (machine, mut signals, made, mut last_words) = match begun.await {
             Ok(begun) => begun,
             Err(error) => {
                 self.answer(&Answer::failed(&error));
@@ -184,46 +192,88 @@ impl Attending {
         if self.plan.has_terminal {
             hand_size_on(&machine, name).await;
         }
-        let status = Self::hand_on(&machine, name, &mut signals).await;
-        if self.plan.ends_machine {
-            // Nobody is left in it. What was written to the host's files is with the host already; what was written to
-            // disks may be the guest's still.
-            if self.has_disks()
-                && let Err(error) = machine.shut_down().await
-            {
-                eprintln!("bulkhead-attendant: {:#}", anyhow::Error::new(error));
+        match Self::hand_on(&machine, name, &mut signals).await {
+            Ok(status) => {
+                self.leave(&machine).await;
+                status
             }
-            machine.kill_machine();
+            Err(error) => {
+                if let Some(last_words) = &mut last_words {
+                    last_words.say(&machine, &error).await;
+                }
+                LOST
+            }
         }
-        status
     }
 
-    fn has_disks(&self) -> bool {
-        match &self.plan.attended {
-            Attended::Container(container) => disks::are_attached(&Folder::at(&container.sandbox_folder)),
-            Attended::Process(_) => false,
+    /// Ends the machine where nobody is left in it, and it is nobody's to wait in.
+    async fn leave(&self, machine: &MicroVm) {
+        let Attended::Container(container) = &self.plan.attended else {
+            return;
+        };
+        let sandbox = Folder::at(&container.sandbox_folder);
+        if !self.plan.ends_machine || others_live_beside(&sandbox, &container.id) {
+            return;
         }
+        // What was written to the host's files is with the host already; what was written to disks may be the guest's
+        // still.
+        if disks::are_attached(&sandbox)
+            && let Err(error) = machine.shut_down().await
+        {
+            eprintln!("bulkhead-attendant: {:#}", anyhow::Error::new(error));
+        }
+        machine.kill_machine();
+    }
+
+    /// Those of a container. One more process in it needs none.
+    fn last_words(&self, warnings: &mut Vec<String>) -> Result<Option<LastWords>, SandboxError> {
+        let Attended::Container(container) = &self.plan.attended else {
+            return Ok(None);
+        };
+        let last_words = LastWords::prepare(Folder::at(&container.sandbox_folder), warnings);
+        last_words
+            .map(Some)
+            .map_err(|error| SandboxError::new("duplicating the attendant's standard error", error))
     }
 
     /// Hands signals on until the process has ended.
-    async fn hand_on(machine: &MicroVm, name: ProcessName<'_>, signals: &mut ForwardedSignals) -> ExitStatus {
+    ///
+    /// # Errors
+    /// When the machine has ended first.
+    async fn hand_on(
+        machine: &MicroVm,
+        name: ProcessName<'_>,
+        signals: &mut ForwardedSignals,
+    ) -> Result<ExitStatus, SandboxError> {
         let ended = machine.wait_for_process(name);
         tokio::pin!(ended);
+        let mut waiting = VecDeque::new();
+        let mut sending = None;
         loop {
+            // One at a time, in their order. A guest that takes its time with one keeps nobody from seeing the end.
+            if sending.is_none() {
+                sending = waiting
+                    .pop_front()
+                    .map(|number| Box::pin(send(machine, name, number)));
+            }
+            let sent = async {
+                match &mut sending {
+                    Some(sending) => sending.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 status = &mut ended => return match status {
-                    Ok(status) => status,
                     // The process has ended, and what it said was lost: there is nobody here to tell of it.
-                    Err(SandboxError { exit_status: Some(status), .. }) => status,
-                    Err(_) => LOST,
+                    Err(SandboxError { exit_status: Some(status), .. }) => Ok(status),
+                    status => status,
                 },
+                () = sent => sending = None,
                 number = signals.next() => {
-                    if number == libc::SIGWINCH {
-                        hand_size_on(machine, name).await;
-                    } else {
-                        // A process that has just ended takes none, and its end is the next to come.
-                        let _ = machine.signal(name, number, false).await;
+                    // As a process has it: one that waits already is not counted.
+                    if !waiting.contains(&number) {
+                        waiting.push_back(number);
                     }
                 }
             }
@@ -322,6 +372,25 @@ impl Attending {
             line.push(b'\n');
             let _ = (&self.maker).write_all(&line);
         }
+    }
+}
+
+/// Whether somebody else is in the machine of the pod whose first container has this folder.
+fn others_live_beside(sandbox: &Folder, id: &str) -> bool {
+    let path = sandbox.path();
+    match (path.parent(), path.file_name().and_then(OsStr::to_str)) {
+        (Some(root), Some(founder)) => GuestContainer::others_live(root, founder, id),
+        _ => true,
+    }
+}
+
+/// Has the process get a signal of ours, or its terminal our size.
+async fn send(machine: &MicroVm, name: ProcessName<'_>, number: libc::c_int) {
+    if number == libc::SIGWINCH {
+        hand_size_on(machine, name).await;
+    } else {
+        // A process that has just ended takes none, and its end is the next to come.
+        let _ = machine.signal(name, number, false).await;
     }
 }
 

@@ -21,7 +21,7 @@ pub struct AttendantPlan {
     pub files: PathBuf,
     /// The process.
     pub attended: Attended,
-    /// Whether the machine ends with the process.
+    /// Whether the machine ends with the process, if nobody else is in it then.
     pub ends_machine: bool,
     /// Whether its standard descriptors are the slave of a terminal, which is to be its own.
     pub has_terminal: bool,

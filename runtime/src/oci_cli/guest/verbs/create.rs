@@ -206,7 +206,7 @@ impl Making<'_> {
                 shared_memory: self.shared_memory.clone(),
                 network: self.network_on_host(new_network.as_ref())?,
             }),
-            ends_machine: self.membership == Membership::Founder { of_a_pod: false },
+            ends_machine: !sandbox.of_a_pod,
             has_terminal,
         };
         let attendant = Attendant::spawn(&plan, stdio, &record.cgroup)?;
@@ -253,7 +253,7 @@ impl Making<'_> {
             "the microVM of process {} was {}",
             sandbox.machine.pid, sandbox.start
         );
-        let state = VmState::of(sandbox.clone(), self.creation.id.as_str());
+        let state = VmState::of(sandbox.clone(), self.creation.id.as_str(), None);
         self.log.info(&message, vm_state::NAME, &state);
     }
 

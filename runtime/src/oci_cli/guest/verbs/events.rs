@@ -3,15 +3,19 @@
 use std::time::{Duration, Instant};
 
 use container::Status;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval_at, sleep};
 
-use super::found::Found;
+use super::found::{Found, LAST_MOMENTS};
 use super::{GuestError, event_loop};
 use crate::micro_vm::MicroVm;
 use crate::oci_cli::events::{EventsArguments, tell_out_of_memory, tell_use};
 use crate::oci_cli::{GlobalOptions, OciError};
+use crate::oci_pod::machine_end::EndedMachine;
 use crate::oci_pod::record::GuestContainer;
+
+/// The member of the statistics that the host counts: the others are the guest's.
+const HOST: &str = "host";
 
 /// As many processes at most are told of that the guest says have been killed at once.
 const MOST_TOLD_AT_ONCE: u64 = 1000;
@@ -37,11 +41,20 @@ pub(super) fn events(arguments: &EventsArguments, global: &GlobalOptions) -> Res
         }
         let machine = found.machine().await?;
         match follow(&machine, &found, arguments.interval).await {
-            // The machine ends with its last container: that is the last of its events, and no failure.
-            Err(_) if matches!(found.status()?, Status::Stopped) => Ok(()),
+            // The machine has ended, with its last container or before: its attendant knows in a moment. That is the last of
+            // its events, and no failure.
+            Err(_) if found.ends_within(LAST_MOMENTS)? => tell_of_end(&found),
             followed => followed,
         }
     })
+}
+
+/// Tells of a machine that has ended for want of memory, and all that was in it.
+fn tell_of_end(found: &Found) -> Result<(), OciError> {
+    match EndedMachine::read(&found.sandbox_folder).map_err(GuestError::from)? {
+        Some(end) if end.out_of_memory => tell_out_of_memory(&found.id),
+        _ => Ok(()),
+    }
 }
 
 async fn measure(machine: &MicroVm, found: &Found) -> Result<(), OciError> {

@@ -90,12 +90,12 @@ impl Found {
         Ok(processes)
     }
 
-    /// Ends a container whose agent does not: to whoever waits for it at once, and with its machine if that is its alone. A
+    /// Ends a container whose agent does not: to whoever waits for it at once, and with its machine if nobody else is in it. A
     /// pod's machine is for the pod's first container to end.
     pub(super) fn end_from_outside(&self) -> Result<(), GuestError> {
         self.end_attendant()?;
         match PodSandbox::read(&self.folder)? {
-            Some(sandbox) if !sandbox.of_a_pod => Ok(sandbox.kill()?),
+            Some(sandbox) if !sandbox.of_a_pod && !self.others_live() => Ok(sandbox.kill()?),
             _ => Ok(()),
         }
     }
@@ -150,6 +150,12 @@ impl Found {
         self.container.sandbox == self.id.as_str()
             && root
                 .is_some_and(|root| GuestContainer::is_alone(root, &self.container.sandbox).unwrap_or(false))
+    }
+
+    /// Whether somebody else is in its machine.
+    fn others_live(&self) -> bool {
+        let root = self.folder.path().parent();
+        root.is_none_or(|root| GuestContainer::others_live(root, &self.container.sandbox, self.id.as_str()))
     }
 
     /// Keeps the container's machine from doing anything.
