@@ -274,6 +274,19 @@ fn a_container_lives_through_every_verb() {
     let measured: Value = serde_json::from_str(&measured).unwrap();
     assert_eq!(measured["type"], "stats");
     assert_eq!(measured["data"]["memory"]["usage"]["limit"], 64 << 20);
+    // The host counts the guest's kernel and the VMM too.
+    let host = &measured["data"]["host"];
+    assert_eq!(host["sandbox"], json!(id));
+    if Path::new("/sys/fs/cgroup/memory/tasks").exists() {
+        let used = |of: &Value, pointer: &str| of.pointer(pointer).and_then(Value::as_u64).unwrap();
+        assert!(used(host, "/cpu/usage/total") > 0, "{measured}");
+        let usage = "/memory/usage/usage";
+        assert!(used(host, usage) > used(&measured["data"], usage), "{measured}");
+        assert_eq!(
+            used(host, "/memory/usage/limit"),
+            (64 + OVERHEAD_MIB as u64) << 20
+        );
+    }
     limits_follow_on_the_host(&bundle);
     let measured = bundle.on("events", &["--stats"]).expect(0).stdout;
     let measured: Value = serde_json::from_str(&measured).unwrap();

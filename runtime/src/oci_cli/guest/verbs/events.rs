@@ -63,9 +63,27 @@ async fn measure(machine: &MicroVm, found: &Found) -> Result<(), OciError> {
         .await
         .map_err(GuestError::from)?;
     // The members, whatever they are: an object, which is all that can be made part of another.
-    let statistics: Map<String, Value> =
+    let mut statistics: Map<String, Value> =
         serde_json::from_slice(&statistics).map_err(GuestError::Statistics)?;
+    if let Some(host) = measure_on_host(found)? {
+        statistics.insert(HOST.to_owned(), host);
+    }
     tell_use(&found.id, statistics)
+}
+
+/// What the host counts for the machine that the container is in: its guest with all its containers, the VMM, and those who
+/// attend to the first one. `None` where no first one is written down any more.
+fn measure_on_host(found: &Found) -> Result<Option<Value>, GuestError> {
+    let Some(founder) = GuestContainer::read(&found.sandbox_folder)? else {
+        return Ok(None);
+    };
+    let statistics = serde_json::to_value(founder.cgroup.statistics()?).map_err(GuestError::Statistics)?;
+    let part = |name: &str| statistics.get(name).cloned().unwrap_or_default();
+    Ok(Some(json!({
+        "sandbox": founder.id,
+        "cpu": part("cpu"),
+        "memory": part("memory"),
+    })))
 }
 
 async fn follow(machine: &MicroVm, found: &Found, interval: Duration) -> Result<(), OciError> {
