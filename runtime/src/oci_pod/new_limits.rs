@@ -93,11 +93,6 @@ fn set(config: &mut Value, pointer: &str, value: Value) {
 /// # Errors
 /// With the limit, what the machine has, and what to do.
 pub fn check(sandbox: &PodSandbox, changes: &LinuxResources, changed: &Value) -> Result<(), NewLimitsError> {
-    let positive = |limit: Option<i64>| {
-        limit
-            .and_then(|limit| u64::try_from(limit).ok())
-            .filter(|&limit| limit > 0)
-    };
     if let Some(cpu) = changes.cpu() {
         for (member, value) in [("cpus", cpu.cpus()), ("mems", cpu.mems())] {
             if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
@@ -113,33 +108,63 @@ pub fn check(sandbox: &PodSandbox, changes: &LinuxResources, changed: &Value) ->
         .as_ref()
         .and_then(|memory| positive(memory.limit()));
     if let Some(limit) = memory {
-        let limits = PodLimits {
-            memory,
-            ..PodLimits::default()
-        };
-        if machine_size(&limits)?.memory_mib > sandbox.memory_mib {
-            return Err(NewLimitsError::Memory {
-                limit,
-                memory_mib: sandbox.memory_mib,
-            });
-        }
+        memory_fits(sandbox, limit)?;
     }
     let changes_time = changes
         .cpu()
         .as_ref()
         .is_some_and(|cpu| positive(cpu.quota()).is_some() || cpu.period().is_some_and(|period| period > 0));
-    let said = |place: &str| positive(changed.pointer(&format!("{RESOURCES}/cpu/{place}"))?.as_i64());
-    if changes_time && let Some(quota) = said("quota") {
-        let period = said("period").unwrap_or(DEFAULT_PERIOD);
-        if quota > period.saturating_mul(sandbox.vcpus.into()) {
-            return Err(NewLimitsError::Processors {
-                quota,
-                period,
-                vcpus: sandbox.vcpus,
-            });
-        }
+    if changes_time {
+        processors_fit(sandbox, changed)?;
     }
     Ok(())
+}
+
+/// What a container with this configuration, which joins a machine that is there, is allowed and will not get.
+pub fn out_of_reach(sandbox: &PodSandbox, config: &Value) -> Vec<NewLimitsError> {
+    let memory = positive_at(config, "/memory/limit").map_or(Ok(()), |limit| memory_fits(sandbox, limit));
+    let processors = processors_fit(sandbox, config);
+    [memory, processors].into_iter().filter_map(Result::err).collect()
+}
+
+fn memory_fits(sandbox: &PodSandbox, limit: u64) -> Result<(), NewLimitsError> {
+    let limits = PodLimits {
+        memory: Some(limit),
+        ..PodLimits::default()
+    };
+    if machine_size(&limits)?.memory_mib <= sandbox.memory_mib {
+        return Ok(());
+    }
+    Err(NewLimitsError::Memory {
+        limit,
+        memory_mib: sandbox.memory_mib,
+    })
+}
+
+fn processors_fit(sandbox: &PodSandbox, config: &Value) -> Result<(), NewLimitsError> {
+    let Some(quota) = positive_at(config, "/cpu/quota") else {
+        return Ok(());
+    };
+    let period = positive_at(config, "/cpu/period").unwrap_or(DEFAULT_PERIOD);
+    if quota <= period.saturating_mul(sandbox.vcpus.into()) {
+        return Ok(());
+    }
+    Err(NewLimitsError::Processors {
+        quota,
+        period,
+        vcpus: sandbox.vcpus,
+    })
+}
+
+/// A limit that the configuration has below its resources, where it limits anything.
+fn positive_at(config: &Value, place: &str) -> Option<u64> {
+    positive(config.pointer(&format!("{RESOURCES}{place}"))?.as_i64())
+}
+
+fn positive(limit: Option<i64>) -> Option<u64> {
+    limit
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|&limit| limit > 0)
 }
 
 #[cfg(test)]
@@ -174,6 +199,22 @@ mod tests {
             Ok(()) => Ok(changed),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    #[test]
+    fn what_a_member_will_not_get_is_told_with_what_the_machine_has() {
+        let config = json!({ "linux": { "resources": {
+            "memory": { "limit": 65 * MIB }, "cpu": { "quota": 300_000, "cpus": "0" }
+        } } });
+        let told = out_of_reach(&sandbox(), &config);
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        assert!(
+            told.len() == 2 && told[0].contains("128 MiB") && told[1].contains("1 vCPU"),
+            "{told:?}"
+        );
+        let config =
+            json!({ "linux": { "resources": { "memory": { "limit": 64 * MIB }, "cpu": { "quota": -1 } } } });
+        assert!(out_of_reach(&sandbox(), &config).is_empty());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::oci_pod::disks;
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::guest_configuration::fit_for_guest;
 use crate::oci_pod::membership::{Membership, network_namespace};
+use crate::oci_pod::new_limits;
 use crate::oci_pod::record::{GuestContainer, Stage};
 use crate::oci_pod::sandbox::{PodSandbox, machine_files};
 use crate::terminal::TerminalSize;
@@ -177,10 +178,12 @@ impl Making<'_> {
             Membership::Member(id) => {
                 // Who paused it since has not seen us, or we see it now.
                 refuse_paused(&self.global.root, id)?;
-                (
-                    PodSandbox::founded_by(&self.global.root, id)?,
-                    Folder::of(&self.global.root, id),
-                )
+                let sandbox = PodSandbox::founded_by(&self.global.root, id)?;
+                // Whoever made the pod has not said what it would need: podman does not.
+                for limit in new_limits::out_of_reach(&sandbox, &self.config) {
+                    self.log.warning(&chain(&limit));
+                }
+                (sandbox, Folder::of(&self.global.root, id))
             }
         };
         let has_terminal = self.has_terminal();
