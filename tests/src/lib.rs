@@ -288,6 +288,16 @@ pub fn guests_are_too_slow() -> bool {
     slow
 }
 
+/// Whether a process is there and has not ended.
+pub fn is_alive(pid: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| {
+        !stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z'))
+    })
+}
+
 /// How much longer things may take because of others.
 pub fn busy_factor() -> u32 {
     let load = std::fs::read_to_string("/proc/loadavg").expect("the load");

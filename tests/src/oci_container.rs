@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 use crate::oci::{Containers, OciBundle};
@@ -105,11 +106,37 @@ impl OciContainer {
         finish(self.command(verb).arg(&self.bundle.id).args(arguments))
     }
 
+    /// What `state` tells.
+    pub fn state(&self) -> Value {
+        self.containers.json(&["state", &self.bundle.id])
+    }
+
     /// The container's status.
     pub fn status(&self) -> String {
-        let state = self.containers.json(&["state", &self.bundle.id]);
-        state["status"].as_str().expect("a status").to_owned()
+        self.state()["status"].as_str().expect("a status").to_owned()
     }
+
+    /// The process that stands for the container, which is its first or an attendant.
+    pub fn attendant(&self) -> Pid {
+        pid(&self.state()["pid"])
+    }
+
+    /// The VMM, as it is written down in the folder of the container, which founded its sandbox.
+    pub fn vmm(&self) -> Pid {
+        let path = self
+            .containers
+            .states()
+            .join(&self.bundle.id)
+            .join("sandbox.json");
+        let record = std::fs::read(path).expect("the sandbox's record");
+        let record: Value = serde_json::from_slice(&record).expect("JSON");
+        pid(&record["machine"]["pid"])
+    }
+}
+
+fn pid(value: &Value) -> Pid {
+    let number = value.as_i64().and_then(|number| number.try_into().ok());
+    number.and_then(Pid::from_raw).expect("a process")
 }
 
 fn configuration(arguments: &[&str]) -> Value {

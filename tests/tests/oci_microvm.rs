@@ -1,4 +1,4 @@
-//! `bulkhead-oci` behind the microVM wall: attendants, pods, and what is left when one of the processes dies.
+//! `bulkhead-oci` behind the microVM wall: attendants and pods.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,11 +13,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::oci_container::OciContainer;
 use tests::terminal::Terminal;
-use tests::{Finished, Wall, busy_factor, finish};
+use tests::{Finished, Wall, finish, is_alive};
 
 fn behind_microvm(arguments: &[&str]) -> Option<OciContainer> {
     OciContainer::behind(Wall::MicroVm, arguments)
@@ -52,15 +52,6 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn state_of(bundle: &OciContainer) -> Value {
-    serde_json::from_str(&bundle.on("state", &[]).expect(0).stdout).unwrap()
-}
-
-fn attendant(bundle: &OciContainer) -> Pid {
-    let pid = state_of(bundle)["pid"].as_i64().unwrap();
-    Pid::from_raw(pid.try_into().unwrap()).unwrap()
-}
-
 /// The processes on the host that stand for the container's.
 fn processes(bundle: &OciContainer) -> Vec<i32> {
     serde_json::from_str(&bundle.on("ps", &["--format", "json"]).expect(0).stdout).unwrap()
@@ -74,95 +65,6 @@ fn host_limit(bundle: &OciContainer, controller: &str, file: &str) -> Option<i64
     }
     let file = folder.join(format!("bulkhead-{}", bundle.id())).join(file);
     Some(fs::read_to_string(file).unwrap().trim().parse().unwrap())
-}
-
-/// The VMM, as it is written down in the container's folder.
-fn vmm(bundle: &OciContainer) -> Pid {
-    let path = bundle
-        .scratch()
-        .join("states")
-        .join(bundle.id())
-        .join("sandbox.json");
-    let record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    let pid = record["machine"]["pid"].as_i64().unwrap();
-    Pid::from_raw(pid.try_into().unwrap()).unwrap()
-}
-
-/// A container that runs until this one of those that stand for it dies, which is noticed, told where there is a reason, and
-/// cleaned up.
-fn dies_and_is_missed(bundle: &OciContainer, victim: Victim, reason: Option<&str>) {
-    let messages = bundle.scratch().join("messages");
-    let mut creation = bundle.command("create");
-    creation.args(["--bundle", ".", &bundle.id()]);
-    creation
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(&messages).unwrap());
-    assert!(creation.status().unwrap().success());
-    bundle.on("start", &[]).expect(0);
-    let (attendant, machine) = (attendant(bundle), vmm(bundle));
-    let events = bundle.scratch().join("events");
-    let mut watch = bundle.command("events");
-    watch.args(["--interval", "100ms", &bundle.id()]);
-    watch.stdout(fs::File::create(&events).unwrap());
-    let mut watch = watch.spawn().unwrap();
-    wait_until(|| fs::read_to_string(&events).unwrap().contains("\"stats\""));
-    match victim {
-        Victim::Attendant => kill_process(attendant, Signal::KILL).unwrap(),
-        Victim::Vmm => kill_process(machine, Signal::KILL).unwrap(),
-        Victim::Agent => drop(bundle.on("exec", &["busybox", "reboot", "-f"])),
-        Victim::VmmForMemory => {
-            let group = format!("/sys/fs/cgroup/memory/bulkhead-{}", bundle.id());
-            let group = Path::new(&group);
-            let used = fs::read_to_string(group.join("memory.usage_in_bytes")).unwrap();
-            let limit = used.trim().parse::<u64>().unwrap() + (4 << 20);
-            fs::write(group.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
-            bundle.on(
-                "exec",
-                &["dd", "if=/dev/zero", "of=/tmp/file", "bs=1M", "count=40"],
-            );
-        }
-    }
-    wait_until(|| {
-        !is_alive(if victim == Victim::Attendant {
-            attendant
-        } else {
-            machine
-        })
-    });
-    let begun = Instant::now();
-    wait_until(|| bundle.status() == "stopped");
-    wait_until(|| !is_alive(attendant));
-    let limit = Duration::from_secs(1) * busy_factor();
-    assert!(begun.elapsed() < limit, "{victim:?}: {:?}", begun.elapsed());
-    if victim == Victim::Attendant {
-        // The agent kills what nobody stands for any more, as fast as its guest is.
-        wait_until(|| bundle.on("ps", &[]).expect(0).stdout.lines().count() == 1);
-    }
-    assert!(watch.wait().unwrap().success());
-    let is_told = fs::read_to_string(events).unwrap().contains("\"oom\"");
-    assert_eq!(is_told, victim == Victim::VmmForMemory);
-    let end = &state_of(bundle)["vm"]["end"];
-    let told = fs::read_to_string(messages).unwrap();
-    match reason {
-        None => assert!(end.is_null() && told.is_empty(), "{end} {told}"),
-        Some(reason) => {
-            assert!(end["reason"].as_str().unwrap().contains(reason), "{end}");
-            assert_eq!(end["outOfMemory"], victim == Victim::VmmForMemory);
-            assert!(
-                told.contains("bulkhead: the microVM has ended: ") && told.contains(reason),
-                "{told}"
-            );
-        }
-    }
-    let begun = Instant::now();
-    bundle.on("delete", &[]).expect(0);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(!is_alive(machine));
-}
-
-fn is_alive(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    stat.is_ok_and(|stat| !stat.rsplit_once(") ").unwrap().1.starts_with('Z'))
 }
 
 #[test]
@@ -185,7 +87,7 @@ fn run_ends_as_its_program_does_and_leaves_nothing() {
     run.arg(bundle.id()).stdout(fs::File::create(&output).unwrap());
     let mut run = run.spawn().unwrap();
     wait_until(|| fs::read_to_string(&output).unwrap() == "ready\n");
-    kill_process(attendant(&bundle), Signal::TERM).unwrap();
+    kill_process(bundle.attendant(), Signal::TERM).unwrap();
     assert_eq!(run.wait().unwrap().code(), Some(3));
     for (program, code) in [("nowhere", 127), ("/bin", 126)] {
         bundle.config["process"]["args"] = json!([program]);
@@ -207,7 +109,7 @@ fn a_container_lives_through_every_verb() {
     the_start_of_its_machine_is_told(&bundle, &fs::read_to_string(log_file).unwrap());
     assert_eq!(
         fs::read_to_string(pid_file).unwrap(),
-        attendant(&bundle).as_raw_nonzero().to_string()
+        bundle.attendant().as_raw_nonzero().to_string()
     );
     bundle.on("start", &[]).expect(0);
     assert_eq!(bundle.status(), "running");
@@ -223,7 +125,7 @@ fn a_container_lives_through_every_verb() {
     exec.args(options).args([&id, "sh", "-c", script]);
     exec.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = exec.spawn().unwrap();
-    let init = attendant(&bundle).as_raw_nonzero().get();
+    let init = bundle.attendant().as_raw_nonzero().get();
     wait_until(|| processes(&bundle).len() == 2);
     assert!(processes(&bundle).contains(&init));
     for pid in processes(&bundle) {
@@ -305,7 +207,7 @@ fn a_container_lives_through_every_verb() {
         bundle.on("delete", &[]).expect(1).complains_of(&["is running"]);
         begun.elapsed() < Duration::from_secs(2)
     });
-    let machine = vmm(&bundle);
+    let machine = bundle.vmm();
     bundle.on("pause", &[]).expect(0);
     bundle.on("kill", &["KILL"]).expect(0);
     wait_until(|| bundle.status() == "stopped");
@@ -328,10 +230,10 @@ fn the_start_of_its_machine_is_told(bundle: &OciContainer, log: &str) {
     let entry: Value = serde_json::from_str(log).unwrap();
     assert_eq!(
         (entry["level"].as_str(), &entry["vm"]),
-        (Some("info"), &state_of(bundle)["vm"])
+        (Some("info"), &bundle.state()["vm"])
     );
     let vm = &entry["vm"];
-    assert_eq!(vm["pid"], vmm(bundle).as_raw_nonzero().get());
+    assert_eq!(vm["pid"], bundle.vmm().as_raw_nonzero().get());
     assert_eq!((&vm["vcpus"], &vm["memory"]), (&json!(1), &json!(128 << 20)));
     let phases = vm["start"]["phases"].as_array().unwrap();
     let names: Vec<&str> = phases
@@ -426,85 +328,6 @@ fn limits_follow_on_the_host(bundle: &OciContainer) {
     assert_eq!(on_host(), [memory, memory.map(|_| -1)]);
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    Attendant,
-    Vmm,
-    /// Its kernel is the guest's, and goes with the agent.
-    Agent,
-    /// By the host's kernel, for want of memory.
-    VmmForMemory,
-}
-
-#[test]
-fn whatever_dies_the_others_notice_and_delete_cleans_up() {
-    let Some(mut bundle) = idle() else { return };
-    // Its processes are in the guest's own pid namespace and can end it as a kernel would.
-    for set in ["bounding", "effective", "permitted"] {
-        let set = &mut bundle.config["process"]["capabilities"][set];
-        set.as_array_mut().unwrap().push(json!("CAP_SYS_BOOT"));
-    }
-    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
-    namespaces.retain(|namespace| namespace["type"] != "pid");
-    for (victim, reason) in [
-        (Victim::Attendant, None),
-        (Victim::Vmm, Some("was killed")),
-        (Victim::Agent, Some("the guest reset itself")),
-        (Victim::VmmForMemory, Some("for want of memory: ")),
-    ] {
-        if victim == Victim::VmmForMemory && !Path::new("/sys/fs/cgroup/memory/tasks").exists() {
-            println!("SKIPPED: memory is not limited by version 1 of cgroups here");
-            continue;
-        }
-        dies_and_is_missed(&bundle, victim, reason);
-    }
-    // One that stands still.
-    start(&bundle);
-    bundle.on("pause", &[]).expect(0);
-    let machine = vmm(&bundle);
-    let begun = Instant::now();
-    delete(&bundle);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert!(!is_alive(machine));
-    // Another version's record.
-    start(&bundle);
-    let machine = vmm(&bundle);
-    let path = bundle
-        .scratch()
-        .join("states")
-        .join(bundle.id())
-        .join("container.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    record["more"] = json!(1);
-    fs::write(&path, record.to_string()).unwrap();
-    bundle.on("delete", &[]).expect(1).complains_of(&["damaged"]);
-    delete(&bundle);
-    assert!(!is_alive(machine));
-}
-
-#[test]
-fn a_creation_that_is_killed_leaves_nothing_that_delete_does_not_find() {
-    let Some(bundle) = idle() else { return };
-    // The template is built by the first.
-    create(&bundle);
-    delete(&bundle);
-    for milliseconds in [3, 20, 60, 150, 400, 900, 1500] {
-        let mut creation = bundle.command("create");
-        let id = bundle.id();
-        let log = tempfile::tempfile().unwrap();
-        creation
-            .args(["--bundle", ".", &id])
-            .stderr(log.try_clone().unwrap());
-        let mut creation = creation.stdout(log).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        creation.kill().unwrap();
-        creation.wait().unwrap();
-        let begun = Instant::now();
-        delete(&bundle);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    }
-}
-
 #[test]
 fn what_a_terminal_shows_comes_through_and_its_size_goes_in() {
     let script = "until [ \"$(stty size)\" = '37 101' ]; do sleep 0.1; done; tty; stty size; read line; echo got $line";
@@ -538,12 +361,12 @@ fn a_pods_containers_share_a_machine_and_come_and_go_in_it() {
     };
     share_memory(&mut bundle.config);
     start(&bundle);
-    let machine = vmm(&bundle);
+    let machine = bundle.vmm();
     let annotations = json!({
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-id": bundle.id(),
     });
-    let ipc = format!("/proc/{}/ns/ipc", attendant(&bundle).as_raw_nonzero());
+    let ipc = format!("/proc/{}/ns/ipc", bundle.attendant().as_raw_nonzero());
     let sibling = bundle.sibling(
         "two",
         &["sh", "-c", "hostname; ls /proc/sysvipc; sleep 600"],
@@ -645,30 +468,6 @@ fn one_without_memory_harms_no_neighbour(pod: &OciContainer, neighbour: &str) {
 }
 
 #[test]
-fn a_machine_ends_with_the_last_of_its_containers() {
-    let Some(founder) = idle() else { return };
-    start(&founder);
-    let machine = vmm(&founder);
-    let neighbour = founder.sibling("neighbour", &["sleep", "600"], |config| {
-        config["annotations"] = json!({ "dev.bulkhead.sandbox": founder.id() });
-    });
-    let folder = neighbour.folder.to_str().unwrap();
-    founder
-        .oci("create", &["--bundle", folder, &neighbour.id])
-        .expect(0);
-    founder.oci("start", &[&neighbour.id]).expect(0);
-    founder.on("kill", &["KILL"]).expect(0);
-    wait_until(|| founder.status() == "stopped");
-    founder.oci("exec", &[&neighbour.id, "true"]).expect(0);
-    assert!(is_alive(machine));
-    founder.oci("kill", &[&neighbour.id, "KILL"]).expect(0);
-    wait_until(|| !is_alive(machine));
-    assert!(state_of(&founder)["vm"]["end"].is_null(), "it was meant to end");
-    founder.oci("delete", &[&neighbour.id]).expect(0);
-    founder.on("delete", &[]).expect(0);
-}
-
-#[test]
 fn what_a_virtual_machine_cannot_give_is_refused_with_its_reason() {
     let Some(mut bundle) = idle() else { return };
     let good = bundle.config.clone();
@@ -746,7 +545,7 @@ fn the_pods_cgroup_holds_what_stands_for_it_and_four_processors_are_used() {
     let written = || fs::read_to_string(&output).unwrap();
     wait_until(|| written().lines().count() == 6);
     assert_eq!(written(), "0\n1\n2\n3\n4\n1\n");
-    for process in [attendant(&bundle), vmm(&bundle)] {
+    for process in [bundle.attendant(), bundle.vmm()] {
         let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", process.as_raw_nonzero())).unwrap();
         let group = format!("/bulkhead-{}", bundle.id());
         assert!(cgroups.lines().any(|line| line.ends_with(&group)), "{cgroups}");

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::oci::OciBundle;
 use tests::oci_container::OciContainer;
@@ -93,20 +93,9 @@ fn assert_free(image: &Path) {
     File::open(image).unwrap().try_lock().unwrap();
 }
 
-fn vmm(founder: &OciContainer) -> Pid {
-    let record = founder
-        .scratch()
-        .join("states")
-        .join(founder.id())
-        .join("sandbox.json");
-    let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
-    let pid = record["machine"]["pid"].as_i64().unwrap();
-    Pid::from_raw(pid.try_into().unwrap()).unwrap()
-}
-
 /// The VMM's open files that are this one.
 fn held_by_vmm(founder: &OciContainer, image: &Path) -> bool {
-    let descriptors = format!("/proc/{}/fd", vmm(founder).as_raw_nonzero());
+    let descriptors = format!("/proc/{}/fd", founder.vmm().as_raw_nonzero());
     let mut entries = fs::read_dir(descriptors).unwrap().flatten();
     entries.any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == image))
 }
@@ -478,7 +467,7 @@ fn a_guest_that_does_not_answer_holds_up_no_deletion() {
         founder.oci("start", &[&member.id]).expect(0);
     };
     start();
-    let vmm = vmm(&founder);
+    let vmm = founder.vmm();
     let delete_in_silence = |id: &str| {
         kill_process(vmm, Signal::STOP).unwrap();
         let begun = Instant::now();
