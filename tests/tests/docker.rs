@@ -166,7 +166,7 @@ fn limits_and_protections_are_those_asked_for(wall: Wall) {
         NO_NETWORK[0],
         NO_NETWORK[1],
     ];
-    let script = "id -u; id -g; touch /tmp/file 2>/dev/null || echo refused; \
+    let script = "id -u; id -g > /dev/stdout; touch /tmp/file 2>/dev/null || echo refused; \
                   grep -E 'CapBnd|NoNewPrivs|Seccomp:' /proc/self/status";
     let finished = docker.shell(&options, script).expect(0);
     let expected = "1000\n1001\nrefused\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";

@@ -387,10 +387,13 @@ fn the_user_and_the_protections_are_those_asked_for(wall: Wall) {
         return;
     };
     let none = ["--network", "none"];
+    // The streams can be opened again by whoever the program is.
+    let script = "id -u; id -g > /dev/stdout; echo said > /dev/stderr";
     let finished = podman
-        .shell(&["--user", "1000:1001", none[0], none[1]], "id -u; id -g")
+        .shell(&["--user", "1000:1001", none[0], none[1]], script)
         .expect(0);
     assert_eq!(finished.stdout, "1000\n1001\n");
+    assert_eq!(finished.stderr, "said\n");
     let script = "touch /file || echo refused; touch /tmp/file && echo written";
     let finished = podman.shell(&["--read-only", none[0], none[1]], script).expect(0);
     assert_eq!(finished.stdout, "refused\nwritten\n");

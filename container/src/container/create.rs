@@ -14,6 +14,7 @@ use super::create_options::StartedBy;
 use super::maker::{self, Maker};
 use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
+use super::pipes::{Pipes, user_to_caller};
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio, seccomp_agent};
 use crate::cgroup::{Cgroup, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
@@ -140,6 +141,7 @@ struct Creation<'a> {
 
 const LET_GO_ON: &str = "let the container's process go on";
 const HEAR: &str = "hear from the container's process";
+pub(super) const GIVE_STREAMS: &str = "give the standard streams to the program's user";
 
 type Made = (Record, Option<OwnedFd>, Vec<String>);
 
@@ -178,6 +180,8 @@ impl Creation<'_> {
         let made = made
             .transpose()
             .map_err(CreateError::step("share memory with the container's process"))?;
+        let pipes = Pipes::among(&self.options.stdio, &self.plan.process)
+            .map_err(CreateError::step("keep the standard streams open"))?;
         let (mut pid, channel) = self.fork(sources, joined, made.as_ref(), meanwhile)?;
         if meanwhile {
             self.make_and_limit_cgroups(hierarchies)?;
@@ -200,6 +204,8 @@ impl Creation<'_> {
             pid = self.see_it_made(made, &channel)?;
         }
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
+        self.give_to_user(&pipes, pid)
+            .map_err(CreateError::step(GIVE_STREAMS))?;
         record.init =
             Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
         record.namespaces = NamespaceIdentities::of(pid, &self.plan.namespaces)
@@ -215,6 +221,15 @@ impl Creation<'_> {
         }
         self.directory.write(&record)?;
         Ok((record, terminal, warnings))
+    }
+
+    /// Gives the streams to the program's user, to whom the process `pid` has led.
+    fn give_to_user(&self, pipes: &Pipes, pid: i32) -> Result<(), Errno> {
+        let uid = self.plan.process.user.uid;
+        if pipes.is_empty() || !self.plan.namespaces.isolates(Namespace::User) {
+            return pipes.give_to(uid);
+        }
+        user_to_caller(uid, pid)?.map_or(Ok(()), |uid| pipes.give_to(uid))
     }
 
     fn make_and_limit_cgroups(&self, hierarchies: &Hierarchies) -> Result<(), CreateError> {

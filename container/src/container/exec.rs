@@ -12,9 +12,10 @@ use rustix::thread::CpuSet;
 
 use super::affinity_of_children::AffinityOfChildren;
 use super::console::send_terminal;
-use super::create::check_streams;
+use super::create::{GIVE_STREAMS, check_streams};
 use super::maker::{self, Maker};
 use super::pid_file::write_pid_file;
+use super::pipes::{Pipes, user_to_caller};
 use super::{
     ConsoleSocketError, Container, CreateError, InitFailure, PidFileError, SeccompAgentError, Stdio,
     seccomp_agent,
@@ -239,6 +240,25 @@ impl Container {
         Ok(root)
     }
 
+    /// Gives those of the streams that are pipes to the user of `process`.
+    fn give_pipes(
+        &self,
+        stdio: &Stdio,
+        process: &ProcessPlan,
+        namespaces: &NamespacePlan,
+        container: BorrowedFd<'_>,
+    ) -> Result<(), Errno> {
+        let pipes = Pipes::among(stdio, process)?;
+        let uid = process.user.uid;
+        if pipes.is_empty() || !namespaces.isolates(Namespace::User) {
+            return pipes.give_to(uid);
+        }
+        let uid = user_to_caller(uid, self.pid().ok_or(Errno::SRCH)?)?;
+        // If it has not ended by now, the number was its own.
+        send_signal(container, 0)?;
+        uid.map_or(Ok(()), |uid| pipes.give_to(uid))
+    }
+
     /// Runs one more process in the container. Returns when its program runs.
     ///
     /// Like [`create`](crate::create) it forks, and refuses to with a second thread.
@@ -274,6 +294,8 @@ impl Container {
             let root = self.open_root(container.as_fd());
             Some(root.map_err(ExecError::step("open the container's root"))?)
         };
+        self.give_pipes(&options.stdio, &process, &namespaces, container.as_fd())
+            .map_err(ExecError::step(GIVE_STREAMS))?;
         let failed = || ExecError::step("make a socket to the process");
         let (caller_channel, init_channel) = channel().map_err(failed())?;
         if !options.although_paused {

@@ -16,6 +16,7 @@ mod maker;
 mod pause;
 mod pid_file;
 mod pid_namespace;
+mod pipes;
 mod processes;
 mod seccomp_agent;
 mod start;

@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use super::clocks;
 use crate::kernel::calls::{bring_loopback_up, sethostname, unshare_unsafe};
 use crate::kernel::namespace_kind::namespace_kind;
-use crate::plan::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, Plan, sysctl_kind};
+use crate::plan::{JoinedNamespace, Namespace, NamespacePlan, Plan, parse_id_map, sysctl_kind};
 use crate::process::SetUpError;
 
 /// A namespace of `linux.namespaces` that cannot be joined.
@@ -239,7 +239,7 @@ pub(super) fn check_mappings(plan: &NamespacePlan) -> Result<(), SetUpError> {
             field,
             "read the mappings of the user namespace",
         ))?;
-        let (mut configured, mut actual) = (configured.clone(), parse_map(&map));
+        let (mut configured, mut actual) = (configured.clone(), parse_id_map(&map));
         for mappings in [&mut configured, &mut actual] {
             mappings.sort_unstable_by_key(|mapping| mapping.container);
         }
@@ -252,18 +252,6 @@ pub(super) fn check_mappings(plan: &NamespacePlan) -> Result<(), SetUpError> {
         }
     }
     Ok(())
-}
-
-fn parse_map(map: &str) -> Vec<IdMapping> {
-    let line = |line: &str| {
-        let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
-        Some(IdMapping {
-            container: numbers.next()?,
-            host: numbers.next()?,
-            size: numbers.next()?,
-        })
-    };
-    map.lines().filter_map(line).collect()
 }
 
 /// Gives new namespaces what they lack: a loopback interface that is up, a host name, a domain name.

@@ -31,7 +31,9 @@ pub(crate) use map_order::by_key;
 use mount_options::propagation_flag;
 pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions, mount_option_words};
 pub(crate) use mounts::{IdMapped, MappingOfMount, MountKind, MountPlan};
-pub(crate) use namespaces::{IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map};
+pub(crate) use namespaces::{
+    IdMapping, JoinedNamespace, Namespace, NamespacePlan, id_map, id_on_the_host, parse_id_map,
+};
 pub(crate) use net_devices::NetDevice;
 pub(crate) use process::{ProcessPlan, UserPlan, WindowSize};
 pub(crate) use rlimits::ResourceLimit;

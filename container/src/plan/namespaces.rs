@@ -287,6 +287,28 @@ pub(crate) fn id_map(mappings: &[IdMapping]) -> String {
     map
 }
 
+/// The mappings in a process's `uid_map` or `gid_map`, as whoever opened it counts ids.
+pub(crate) fn parse_id_map(map: &str) -> Vec<IdMapping> {
+    let line = |line: &str| {
+        let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
+        Some(IdMapping {
+            container: numbers.next()?,
+            host: numbers.next()?,
+            size: numbers.next()?,
+        })
+    };
+    map.lines().filter_map(line).collect()
+}
+
+/// What the container's `id` is on the host, if it is mapped.
+pub(crate) fn id_on_the_host(mappings: &[IdMapping], id: u32) -> Option<u32> {
+    mappings.iter().find_map(|mapping| {
+        let offset = id.checked_sub(mapping.container)?;
+        // Neither range goes beyond the last id.
+        (offset < mapping.size).then(|| mapping.host.saturating_add(offset))
+    })
+}
+
 fn kind(kind: LinuxNamespaceType) -> Namespace {
     match kind {
         LinuxNamespaceType::Mount => Namespace::Mount,
@@ -353,6 +375,17 @@ mod tests {
         }
         let without = plan(r#"{"namespaces":[{"type":"mount"},{"type":"user","path":"/p"}]}"#).unwrap();
         assert!(without.uid_mappings.is_empty());
+    }
+
+    #[test]
+    fn an_id_is_found_on_the_host_by_the_range_it_is_in() {
+        let mappings = parse_id_map("         0     200000      65536\n     65536       1000          1\n");
+        assert_eq!(id_map(&mappings), "0 200000 65536\n65536 1000 1\n");
+        let found = [0, 1000, 65_535, 65_536, 65_537].map(|id| id_on_the_host(&mappings, id));
+        let expected = [Some(200_000), Some(201_000), Some(265_535), Some(1000), None];
+        assert_eq!(found, expected);
+        let all = parse_id_map("0 0 4294967295");
+        assert_eq!(id_on_the_host(&all, u32::MAX - 1), Some(u32::MAX - 1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Bundles of busybox, and containers run to their end.
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -195,6 +196,39 @@ pub(crate) fn files(folder: &Path) -> (Stdio, Output) {
         stderr: file(&output.stderr),
     };
     (stdio, output)
+}
+
+/// The other ends of streams that are pipes.
+pub(crate) struct PipeEnds {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Streams that are pipes.
+pub(crate) fn pipes() -> (Stdio, PipeEnds) {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let [input, output, messages] = [(); 3].map(|()| pipe_with(PipeFlags::CLOEXEC).unwrap());
+    let stdio = Stdio::Files {
+        stdin: input.0,
+        stdout: output.1,
+        stderr: messages.1,
+    };
+    let ends = PipeEnds {
+        stdin: input.1,
+        stdout: output.0,
+        stderr: messages.0,
+    };
+    (stdio, ends)
+}
+
+impl PipeEnds {
+    /// Writes the input, which is to fit into a pipe, and returns what comes out until nobody can write any more.
+    pub(crate) fn converse(self, input: &str) -> (String, String) {
+        fs::File::from(self.stdin).write_all(input.as_bytes()).unwrap();
+        let read = |end: OwnedFd| std::io::read_to_string(fs::File::from(end)).unwrap();
+        (read(self.stdout), read(self.stderr))
+    }
 }
 
 /// Waits for the process that stands for a container, which is this process's child.

@@ -8,7 +8,7 @@ use container::{CommandFailure, ExecError, ExecOptions, Stdio};
 use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
-use crate::bundle::{Outcome, TestBundle, chain, files, own_cgroup, wait, wait_until};
+use crate::bundle::{Outcome, TestBundle, chain, files, own_cgroup, pipes, wait, wait_until};
 use crate::wall::{Container, Refusal, Wall};
 use crate::watcher;
 
@@ -30,6 +30,7 @@ crate::tests!(
     a_container_that_left_its_namespaces_is_not_followed,
     a_container_with_as_many_processes_as_it_may_have_takes_none,
     a_process_is_put_into_cgroups_below_the_containers,
+    pipes_are_the_users_who_opens_them_again,
 );
 
 /// A container that does nothing until it is told to end.
@@ -480,4 +481,25 @@ fn a_process_is_put_into_cgroups_below_the_containers() {
     container.kill(container::Signal::KILL).unwrap();
     assert_eq!(executed.wait().unwrap(), 137);
     end(container);
+}
+
+fn pipes_are_the_users_who_opens_them_again() {
+    for (suffix, has_users_of_its_own) in [("", false), ("-mapped", true)] {
+        let mut bundle = TestBundle::named(suffix, &["/bin/sleep", "600"]);
+        if has_users_of_its_own {
+            bundle.in_a_user_namespace();
+        }
+        let container = running(&bundle);
+        let script = "cat /dev/stdin; echo out > /dev/stdout; echo err > /proc/self/fd/2";
+        let asked = process(&container, &["/bin/sh", "-c", script], |process| {
+            process["user"] = json!({ "uid": 1000, "gid": 1000 });
+        });
+        let (stdio, ends) = pipes();
+        let executed = container
+            .exec(&asked, stdio)
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(ends.converse("in\n"), ("in\nout\n".into(), "err\n".into()));
+        assert_eq!(executed.wait().unwrap(), 0);
+        end(container);
+    }
 }

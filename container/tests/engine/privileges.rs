@@ -3,7 +3,7 @@
 use container::Stdio;
 use serde_json::json;
 
-use crate::bundle::{TestBundle, chain, files, wait};
+use crate::bundle::{TestBundle, chain, files, pipes, wait};
 
 crate::tests!(
     ids_groups_and_umask_are_the_configured_ones,
@@ -15,6 +15,7 @@ crate::tests!(
     limits_and_the_oom_score_are_set,
     home_comes_from_the_images_passwd_and_not_over_a_given_one,
     a_program_the_user_may_not_execute_is_126,
+    pipes_are_the_users_who_opens_them_again,
 );
 
 fn ids_groups_and_umask_are_the_configured_ones() {
@@ -143,4 +144,24 @@ fn a_program_the_user_may_not_execute_is_126() {
         "{}",
         chain(&error)
     );
+}
+
+/// What writes to `/dev/stdout` by that name opens it.
+fn pipes_are_the_users_who_opens_them_again() {
+    for (suffix, has_users_of_its_own) in [("", false), ("-mapped", true)] {
+        let script = "cat /dev/stdin; echo out > /dev/stdout; echo err > /proc/self/fd/2";
+        let mut bundle = TestBundle::named(suffix, &["/bin/sh", "-c", script]);
+        bundle.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        if has_users_of_its_own {
+            bundle.in_a_user_namespace();
+        }
+        let (stdio, ends) = pipes();
+        let mut container = bundle
+            .create(stdio)
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        container.start().unwrap();
+        assert_eq!(ends.converse("in\n"), ("in\nout\n".into(), "err\n".into()));
+        assert_eq!(wait(&container), 0);
+        container.delete(false).unwrap();
+    }
 }
