@@ -1,8 +1,10 @@
 //! Cgroups below a container's own, which one more process can be put into.
 
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Cgroup, CgroupError, Hierarchy, Member};
+use super::{Cgroup, CgroupError, Hierarchy, Member, open_folder, v2};
+use crate::procfs;
 
 impl Cgroup {
     /// The cgroups that `words` name: each a path below the container's cgroups, in every hierarchy if it stands alone, or
@@ -39,6 +41,36 @@ impl Cgroup {
             }
         }
         Ok(below)
+    }
+
+    /// The cgroup2 cgroup that the process `pid` is in, opened for clone3(2); none where that is the container's own. The
+    /// kernel takes no process into a cgroup that passes controllers on to others, and a container that manages its cgroups
+    /// itself, as service managers do, has moved its processes into those below. One outside the container's is refused.
+    pub(crate) fn open_unified_of(&self, pid: i32) -> Result<Option<OwnedFd>, CgroupError> {
+        let Some(member) = self.unified() else {
+            return Ok(None);
+        };
+        let file = format!("{pid}/cgroup");
+        let text = procfs::read(&file)
+            .map_err(|errno| CgroupError::io("read", &Path::new("/proc").join(&file), errno))?;
+        let root = v2::root_above(&member.path);
+        match unified_below(&text, root, &member.path)? {
+            Some(path) => open_folder(&path).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Where the cgroup2 cgroup is that `text`, of a file `/proc/PID/cgroup`, tells of, in the hierarchy with this root; none if
+/// it is `own` itself.
+fn unified_below(text: &str, root: &Path, own: &Path) -> Result<Option<PathBuf>, CgroupError> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    // The path leads out of the root if the process was moved out of what the caller sees.
+    let path = path.and_then(inside).map(|path| root.join(path));
+    match path {
+        Some(path) if path == own => Ok(None),
+        Some(path) if path.starts_with(own) => Ok(Some(path)),
+        _ => Err(CgroupError::LeftByFirst { path: own.to_owned() }),
     }
 }
 
@@ -84,6 +116,24 @@ mod tests {
             members.map(|member| member.path.display().to_string()).collect()
         };
         cgroup.below(&words).map(paths)
+    }
+
+    #[test]
+    fn where_the_first_process_is_has_to_be_below_the_containers_cgroup() {
+        let find = |path: &str| {
+            let text = format!("3:pids:/elsewhere\n0::{path}\n");
+            unified_below(&text, Path::new("/cgroup"), Path::new("/cgroup/pod/box"))
+        };
+        assert_eq!(find("/pod/box").unwrap(), None);
+        assert_eq!(
+            find("/pod/box/init.scope").unwrap(),
+            Some("/cgroup/pod/box/init.scope".into())
+        );
+        for outside in ["/", "/pod", "/pod/boxes", "/../pod/box", "/pod/box/../a"] {
+            let error = find(outside).unwrap_err().to_string();
+            assert!(error.contains("/cgroup/pod/box"), "{outside}: {error}");
+        }
+        assert!(unified_below("3:pids:/pod/box\n", Path::new("/"), Path::new("/pod/box")).is_err());
     }
 
     #[test]

@@ -84,6 +84,16 @@ pub enum CgroupError {
         /// The cgroup.
         path: PathBuf,
     },
+    /// The container's first process is not where it was put.
+    #[error(
+        "{} takes no process, because it passes controllers on to others, and the container's first process is not in one \
+         below",
+        path.display()
+    )]
+    LeftByFirst {
+        /// The container's cgroup.
+        path: PathBuf,
+    },
     /// The cgroup cannot be thawed from where it is.
     #[error("{} stays frozen: a cgroup above it is", path.display())]
     FrozenAbove {

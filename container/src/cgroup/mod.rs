@@ -184,10 +184,7 @@ impl Cgroup {
         let Some(member) = self.unified() else {
             return Ok(None);
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::open(&member.path, flags, Mode::empty())
-            .map(Some)
-            .map_err(|errno| CgroupError::io("open", &member.path, errno))
+        open_folder(&member.path).map(Some)
     }
 
     /// The files through which a process of one thread enters the version 1 cgroups by writing `0`. Through `tasks`
@@ -252,6 +249,11 @@ fn make_with_parents(folder: &Path) -> Result<(), CgroupError> {
             Err(errno) => return Err(CgroupError::io("create the cgroup", folder, errno)),
         }
     }
+}
+
+fn open_folder(path: &Path) -> Result<OwnedFd, CgroupError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty()).map_err(|errno| CgroupError::io("open", path, errno))
 }
 
 fn write(path: &Path, value: &str) -> Result<(), Errno> {

@@ -19,16 +19,11 @@ pub(super) fn enable_controllers(
 ) -> Result<(), CgroupError> {
     let available = mount_point.join("cgroup.controllers");
     let available = read(&available).map_err(|errno| CgroupError::io("read", &available, errno))?;
-    let mut wanted: Vec<String> = available
+    let mut wanted: Vec<&str> = available
         .split_whitespace()
         .filter(|controller| controllers.contains(controller))
-        .map(|controller| format!("+{controller}"))
         .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
     wanted.sort_unstable();
-    let wanted = wanted.join(" ");
     let mut parents: Vec<&Path> = leaf
         .ancestors()
         .skip(1)
@@ -36,16 +31,48 @@ pub(super) fn enable_controllers(
         .collect();
     parents.push(mount_point);
     for parent in parents.into_iter().rev() {
-        let file = parent.join("cgroup.subtree_control");
-        match write(&file, &wanted) {
-            Ok(()) => {}
-            // Processes live in this cgroup, or it did not get the controllers itself. Whether that matters shows
-            // when a limit is written.
-            Err(Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => break,
-            Err(errno) => return Err(CgroupError::io("enable controllers in", &file, errno)),
+        if wanted.is_empty() {
+            break;
         }
+        let file = parent.join("cgroup.subtree_control");
+        wanted = enable_those_that_can_be(wanted, |text| write(&file, text))
+            .map_err(|errno| CgroupError::io("enable controllers in", &file, errno))?;
     }
     Ok(())
+}
+
+/// Enables controllers by writing to a `cgroup.subtree_control`, all at once or, where the kernel takes no such set, one by
+/// one. Returns those that were. Whether the others matter shows when a limit needs one of them.
+fn enable_those_that_can_be(
+    controllers: Vec<&str>,
+    write: impl Fn(&str) -> Result<(), Errno>,
+) -> Result<Vec<&str>, Errno> {
+    // Processes live in this cgroup, it did not get the controller itself, or the controller does not take the processes
+    // that are there, such as those that are scheduled in real time.
+    let cannot_be = |errno| {
+        matches!(
+            errno,
+            Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL
+        )
+    };
+    let all: Vec<String> = controllers
+        .iter()
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    match write(&all.join(" ")) {
+        Ok(()) => return Ok(controllers),
+        Err(errno) if cannot_be(errno) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut enabled = Vec::new();
+    for (controller, word) in controllers.into_iter().zip(&all) {
+        match write(word) {
+            Ok(()) => enabled.push(controller),
+            Err(errno) if cannot_be(errno) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(enabled)
 }
 
 /// The controllers that a cgroup has.
@@ -377,6 +404,29 @@ mod tests {
             pair("hugetlb.1GB.rsvd.max", "max"),
         ];
         assert_eq!(written(hugepages(&resources)), expected);
+    }
+
+    #[test]
+    fn a_controller_that_cannot_be_had_keeps_no_other_away() {
+        let written = std::cell::RefCell::new(Vec::new());
+        let write = |text: &str| match text {
+            text if text.contains("+cpu ") || text == "+cpu" => Err(Errno::INVAL),
+            "+io" => Err(Errno::BUSY),
+            text => {
+                written.borrow_mut().push(text.to_owned());
+                Ok(())
+            }
+        };
+        let enabled = enable_those_that_can_be(vec!["cpu", "io", "memory", "pids"], write).unwrap();
+        assert_eq!(enabled, ["memory", "pids"]);
+        // In a cgroup below, which does not have the others.
+        assert_eq!(
+            enable_those_that_can_be(enabled, write).unwrap(),
+            ["memory", "pids"]
+        );
+        assert_eq!(written.into_inner(), ["+memory", "+pids", "+memory +pids"]);
+        let read_only = enable_those_that_can_be(vec!["cpu"], |_| Err(Errno::ROFS));
+        assert_eq!(read_only, Err(Errno::ROFS));
     }
 
     #[test]

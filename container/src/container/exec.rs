@@ -240,6 +240,17 @@ impl Container {
         Ok(root)
     }
 
+    /// The cgroup2 cgroup below the container's own that its first process is in.
+    fn open_unified_of_first(&self, process: BorrowedFd<'_>) -> Result<Option<OwnedFd>, ExecError> {
+        let (Some(cgroup), Some(pid)) = (&self.record.cgroup, self.pid()) else {
+            return Ok(None);
+        };
+        let unified = cgroup.open_unified_of(pid)?;
+        // If it has not ended by now, the number was its own.
+        send_signal(process, 0).map_err(ExecError::step("look at the container's process"))?;
+        Ok(unified)
+    }
+
     /// Gives those of the streams that are pipes to the user of `process`.
     fn give_pipes(
         &self,
@@ -330,10 +341,24 @@ impl Container {
             .map_err(ExecError::step(
                 "run on the CPUs of process.execCPUAffinity.initial",
             ))?;
-        // SAFETY: this process has one thread, as was checked, and the child only ever runs `Joining::run`, which does
-        // not come back.
-        let forked = unsafe { clone3(0, unified.as_ref().map(AsFd::as_fd)) }
-            .map_err(ExecError::step("make the process"))?;
+        let make = |unified: Option<&OwnedFd>| {
+            // SAFETY: this process has one thread, as was checked, and the child only ever runs `Joining::run`, which does
+            // not come back.
+            unsafe { clone3(0, unified.map(AsFd::as_fd)) }
+        };
+        let forked = match make(unified.as_ref()) {
+            Err(errno @ (Errno::BUSY | Errno::OPNOTSUPP)) if options.cgroups.is_empty() => {
+                match self.open_unified_of_first(container.as_fd())? {
+                    Some(unified) => make(Some(&unified)),
+                    None => Err(errno),
+                }
+            }
+            made => made,
+        };
+        let forked = forked.map_err(|errno| match errno {
+            Errno::BUSY => ExecError::step("make the process in a cgroup which passes controllers on")(errno),
+            errno => ExecError::step("make the process")(errno),
+        })?;
         let maker = match forked {
             Forked::Child => joining.run(),
             Forked::Parent { pidfd, .. } => Maker { pidfd, made: &made },

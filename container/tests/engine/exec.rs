@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use container::{CommandFailure, ExecError, ExecOptions, Stdio};
 use oci_spec::runtime::Process;
+use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 use crate::bundle::{Outcome, TestBundle, chain, files, own_cgroup, pipes, wait, wait_until};
@@ -31,6 +32,7 @@ crate::tests!(
     a_container_with_as_many_processes_as_it_may_have_takes_none,
     a_process_is_put_into_cgroups_below_the_containers,
     pipes_are_the_users_who_opens_them_again,
+    a_container_that_manages_its_cgroups_is_joined_where_its_first_process_is,
 );
 
 /// A container that does nothing until it is told to end.
@@ -502,4 +504,43 @@ fn pipes_are_the_users_who_opens_them_again() {
         assert_eq!(executed.wait().unwrap(), 0);
         end(container);
     }
+}
+
+/// As service managers, and engines in a container, do.
+fn a_container_that_manages_its_cgroups_is_joined_where_its_first_process_is() {
+    if Wall::chosen() == Wall::SharedKernel {
+        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    }
+    let script = "cd /sys/fs/cgroup && mkdir in out && echo 1 > in/cgroup.procs; \
+                  for name in $(cat cgroup.controllers); do echo +$name > cgroup.subtree_control; done; \
+                  echo passed on: $(cat cgroup.subtree_control); exec sleep 600";
+    let mut bundle = TestBundle::shell(script);
+    bundle.config["linux"]["resources"] = json!({});
+    for mounted in bundle.config["mounts"].as_array_mut().unwrap() {
+        if mounted["type"] == "cgroup" {
+            mounted["options"] = json!(["nosuid", "noexec", "nodev"]);
+        }
+    }
+    let (stdio, output) = files(&bundle.folder);
+    let container = bundle.create(stdio).unwrap();
+    container.start().unwrap();
+    wait_until(|| output.outcome(0).stdout.ends_with('\n'));
+    let passed_on = output.outcome(0);
+    if passed_on.stdout == "passed on:\n" {
+        println!("SKIPPED: this kernel's cgroup2 has no controllers: {passed_on:?}");
+        return end(container);
+    }
+    let where_it_is = "grep ^0:: /proc/self/cgroup";
+    assert_eq!(shell(&bundle, &container, where_it_is).stdout, "0::/in\n");
+
+    // Asked for, it is there or nowhere.
+    if Wall::chosen() == Wall::SharedKernel {
+        let mut found = Container::load(&bundle).unwrap();
+        let process = process(&found, &["/bin/true"], |_| {});
+        let cgroups = [String::from("/")];
+        let options = ExecOptions::new(&process).cgroups(&cgroups);
+        let error = chain(&found.engine().exec(options).unwrap_err());
+        assert!(error.contains("which passes controllers on"), "{error}");
+    }
+    end(container);
 }
