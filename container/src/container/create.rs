@@ -216,10 +216,11 @@ impl Creation<'_> {
                 Some(found.map_err(CreateError::step("look at the mounted root file system"))?);
         }
         let terminal = self.deliver(terminal)?;
+        self.directory.write(&record)?;
+        // Whoever has waited for this file may act on the container at once.
         if let Some(path) = self.options.pid_file {
             write_pid_file(path, pid)?;
         }
-        self.directory.write(&record)?;
         Ok((record, terminal, warnings))
     }
 

@@ -71,7 +71,7 @@ impl Container {
     /// Lets the container's process become its program. Returns when the kernel has executed it, or refused to.
     pub fn start(&self) -> Result<(), StartError> {
         let _lock = self.directory.lock()?;
-        if self.status()? == Status::Paused {
+        if self.status_but_for_start()? == Status::Paused {
             // It would never answer.
             return Err(StartError::NotCreated {
                 id: self.id.to_string(),

@@ -6,6 +6,14 @@ use crate::state::{OciState, StateError, Status};
 impl Container {
     /// Where the container is in its life, right now.
     pub fn status(&self) -> Result<Status, StateError> {
+        Ok(match self.status_but_for_start()? {
+            Status::Running if self.directory.waits_for_start()? => Status::Created,
+            status => status,
+        })
+    }
+
+    /// The same without asking whether it was started: one that was not is running.
+    pub(super) fn status_but_for_start(&self) -> Result<Status, StateError> {
         let Some(init) = &self.record.init else {
             return Ok(Status::Creating);
         };
@@ -24,7 +32,6 @@ impl Container {
         })?;
         Ok(match frozen {
             true => Status::Paused,
-            false if self.directory.waits_for_start() => Status::Created,
             false => Status::Running,
         })
     }

@@ -222,7 +222,7 @@ impl StateDirectory {
     /// Makes the socket on which the container's process waits to be started.
     pub(crate) fn listen_for_start(&self) -> Result<OwnedFd, StateError> {
         let listen = || -> Result<OwnedFd, Errno> {
-            let socket = unix_socket()?;
+            let socket = unix_socket(SocketFlags::empty())?;
             rustix::net::bind(&socket, &self.start_address()?)?;
             rustix::net::listen(&socket, 1)?;
             Ok(socket)
@@ -232,27 +232,40 @@ impl StateDirectory {
 
     /// Connects to the process that waits to be started; none when it no longer does.
     pub(crate) fn connect_to_start(&self) -> Result<Option<OwnedFd>, StateError> {
-        let connect = || -> Result<OwnedFd, Errno> {
-            let socket = unix_socket()?;
-            rustix::net::connect(&socket, &self.start_address()?)?;
-            Ok(socket)
-        };
-        match connect() {
+        match self.connect(SocketFlags::empty()) {
             Ok(socket) => Ok(Some(socket)),
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
-            Err(errno) => Err(failure("connect to", &self.path.join(START_SOCKET), errno.into())),
+            Err(errno) => Err(self.not_connected(errno)),
         }
     }
 
-    /// Whether the container's process was not started yet.
-    pub(crate) fn waits_for_start(&self) -> bool {
-        rfs::accessat(
-            &self.directory,
-            START_SOCKET,
-            rfs::Access::EXISTS,
-            AtFlags::empty(),
-        )
-        .is_ok()
+    /// Whether the container's process was not started yet. The socket's file alone does not tell: a starter that dies
+    /// before it has removed the file leaves it. Whoever connects and says nothing starts nothing.
+    pub(crate) fn waits_for_start(&self) -> Result<bool, StateError> {
+        if !self.has_start_file() {
+            return Ok(false);
+        }
+        match self.connect(SocketFlags::NONBLOCK) {
+            // The latter while others have connected and it has not looked at them yet.
+            Ok(_) | Err(Errno::AGAIN) => Ok(true),
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(false),
+            Err(errno) => Err(self.not_connected(errno)),
+        }
+    }
+
+    fn has_start_file(&self) -> bool {
+        let access = rfs::Access::EXISTS;
+        rfs::accessat(&self.directory, START_SOCKET, access, AtFlags::empty()).is_ok()
+    }
+
+    fn connect(&self, flags: SocketFlags) -> Result<OwnedFd, Errno> {
+        let socket = unix_socket(flags)?;
+        rustix::net::connect(&socket, &self.start_address()?)?;
+        Ok(socket)
+    }
+
+    fn not_connected(&self, errno: Errno) -> StateError {
+        failure("connect to", &self.path.join(START_SOCKET), errno.into())
     }
 
     /// Notes that the container's process was started.
@@ -293,11 +306,11 @@ impl AsFd for StateDirectory {
     }
 }
 
-fn unix_socket() -> Result<OwnedFd, Errno> {
+fn unix_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
+        SocketFlags::CLOEXEC | flags,
         None,
     )
 }
@@ -372,16 +385,29 @@ mod tests {
     }
 
     #[test]
+    fn one_who_looks_at_nobody_still_waits_for_start() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDirectory::create(root.path(), &id()).unwrap();
+        assert!(!directory.waits_for_start().unwrap());
+        let _listener = directory.listen_for_start().unwrap();
+        for _ in 0..5 {
+            assert!(directory.waits_for_start().unwrap());
+        }
+    }
+
+    #[test]
     fn the_start_socket_works_below_a_path_longer_than_a_socket_address() {
         let root = tempfile::tempdir().unwrap();
         let deep = root.path().join("x".repeat(100)).join("y".repeat(100));
         let directory = StateDirectory::create(&deep, &id()).unwrap();
         assert!(directory.connect_to_start().unwrap().is_none());
         let listener = directory.listen_for_start().unwrap();
-        assert!(directory.waits_for_start());
+        assert!(directory.waits_for_start().unwrap());
         assert!(directory.connect_to_start().unwrap().is_some());
         drop(listener);
         assert!(directory.connect_to_start().unwrap().is_none());
+        // The file of the socket is there as before.
+        assert!(!directory.waits_for_start().unwrap());
         directory.remove().unwrap();
         assert!(!directory.path().exists());
     }

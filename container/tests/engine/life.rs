@@ -1,7 +1,7 @@
 //! Create, start, state, kill, delete, in every order.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use container::{
@@ -24,6 +24,7 @@ crate::tests!(
     deleting_twice_is_deleting_once,
     an_id_in_use_is_refused_and_its_container_lives_on,
     a_starter_that_dies_before_its_word_starts_nothing,
+    a_starter_that_dies_after_its_word_leaves_a_running_container,
     what_its_creator_starts_nobody_else_does,
     what_its_creator_starts_ends_with_it_before,
     what_a_dead_creator_left_can_be_deleted,
@@ -197,15 +198,33 @@ fn an_id_in_use_is_refused_and_its_container_lives_on() {
     first.delete(false).unwrap();
 }
 
+/// Connects to the process that waits to be started, as a starter does first of all.
+fn connect_to_start(bundle: &TestBundle) -> OwnedFd {
+    let path = bundle.states().join(bundle.id.as_str()).join("start");
+    let address = rustix::net::SocketAddrUnix::new(path).unwrap();
+    let kind = rustix::net::SocketType::SEQPACKET;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
+    rustix::net::connect(&socket, &address).unwrap();
+    socket
+}
+
+fn a_starter_that_dies_after_its_word_leaves_a_running_container() {
+    let bundle = TestBundle::command(&["sleep", "600"]);
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    let starter = connect_to_start(&bundle);
+    rustix::net::send(&starter, &[1], rustix::net::SendFlags::empty()).unwrap();
+    drop(starter);
+    wait_until(|| status(&bundle) == Status::Running);
+    assert!(is_not_created(&container.start().unwrap_err(), Status::Running));
+    container.delete(true).unwrap();
+    wait(&container);
+}
+
 fn a_starter_that_dies_before_its_word_starts_nothing() {
     let bundle = TestBundle::shell("exit 4");
     let mut container = bundle.create(Stdio::Inherit).unwrap();
-    let address =
-        rustix::net::SocketAddrUnix::new(bundle.states().join(bundle.id.as_str()).join("start")).unwrap();
     for _ in 0..3 {
-        let kind = rustix::net::SocketType::SEQPACKET;
-        let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
-        rustix::net::connect(&socket, &address).unwrap();
+        connect_to_start(&bundle);
     }
     assert_eq!(container.status().unwrap(), Status::Created);
     container.start().unwrap();

@@ -87,6 +87,7 @@ const TESTS: &[(Reason, &[&str])] = &[
         &[
             "life::a_damaged_record_is_deleted_by_force_with_what_it_tells",
             "life::a_record_that_tells_nothing_leaves_a_warning",
+            "life::a_starter_that_dies_after_its_word_leaves_a_running_container",
             "life::a_starter_that_dies_before_its_word_starts_nothing",
             "life::what_a_dead_creator_left_can_be_deleted",
         ],
