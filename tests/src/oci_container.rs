@@ -78,7 +78,11 @@ impl OciContainer {
     /// `bulkhead-oci VERB`, in the bundle's folder.
     pub fn command(&self, verb: &str) -> Command {
         let path = self.bundle.folder.join("config.json");
-        std::fs::write(path, self.config.to_string()).expect("config.json");
+        let text = self.config.to_string();
+        // Another verb may be reading it.
+        if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            std::fs::write(path, text).expect("config.json");
+        }
         let mut command = self
             .containers
             .command(&["--isolation", self.wall.word(), "--config"]);

@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -232,6 +233,69 @@ fn a_console_socket_gets_the_terminal_of_a_detached_process() {
     listener.set_nonblocking(true).unwrap();
     // Connected and sent before `exec` returned.
     listener.accept().unwrap();
+    delete(&bundle);
+}
+
+/// A pipe that takes little at a time, and none at all when it is full: a caller may share its output with what does not
+/// block.
+fn reluctant_pipe() -> (fs::File, OwnedFd) {
+    use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+    let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    fcntl_setpipe_size(&write_end, 4096).unwrap();
+    rustix::fs::fcntl_setfl(&write_end, rustix::fs::OFlags::NONBLOCK).unwrap();
+    (read_end.into(), write_end)
+}
+
+#[test]
+fn a_terminal_is_shown_whole_on_an_output_that_does_not_block() {
+    let Some(mut bundle) = OciContainer::new(&["seq", "1", "30000"]) else {
+        return;
+    };
+    bundle.config["process"]["terminal"] = serde_json::json!(true);
+    let (shown, output) = reluctant_pipe();
+    let mut run = bundle.command("run");
+    let mut child = run.arg(bundle.id()).stdout(output).spawn().unwrap();
+    drop(run);
+    let shown = std::io::read_to_string(shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let expected: Vec<String> = (1..=30_000).map(|number: u32| number.to_string()).collect();
+    assert!(shown.lines().eq(expected), "{} bytes were shown", shown.len());
+}
+
+#[test]
+fn a_process_whose_terminal_cannot_be_shown_is_ended() {
+    let Some(bundle) = idle() else { return };
+    running(&bundle);
+    let (shown, output) = reluctant_pipe();
+    drop(shown);
+    let script = "trap '' HUP; echo something; exec sleep 60";
+    let mut exec = bundle.command("exec");
+    exec.args(["--tty", &bundle.id(), "sh", "-c", script])
+        .stdout(output);
+    let status = exec.stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    wait_until(|| bundle.on("ps", &["--format", "json"]).stdout.matches(',').count() == 0);
+    delete(&bundle);
+}
+
+/// A caller that has waited for the pid file may go on with the container at once.
+#[test]
+fn the_pid_file_is_there_when_the_container_is_created_and_not_before() {
+    let Some(bundle) = OciContainer::new(&["true"]) else {
+        return;
+    };
+    // Its writer waits here for a reader.
+    let pid_file = bundle.scratch().join("pid");
+    let next = bundle.scratch().join("pid.next");
+    finish(std::process::Command::new("mkfifo").arg(&next)).expect(0);
+    let mut create = bundle.command("create");
+    create.args(["--pid-file", pid_file.to_str().unwrap(), &bundle.id()]);
+    let mut creator = create.spawn().unwrap();
+    wait_until(|| bundle.on("state", &[]).stdout.contains("\"created\""));
+    assert!(!pid_file.exists());
+    let pid = fs::read_to_string(&next).unwrap();
+    assert_eq!(creator.wait().unwrap().code(), Some(0));
+    assert!(bundle.on("state", &[]).stdout.contains(&pid));
     delete(&bundle);
 }
 

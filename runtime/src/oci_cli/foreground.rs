@@ -3,7 +3,7 @@
 //! One thread and one loop, so that the engine may fork at any time.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -66,13 +66,17 @@ impl Foreground {
     }
 
     /// Waits for the end of our child `process`. Returns its exit code, or 128 and the number of the signal that ended
-    /// it.
+    /// it. One that cannot be served any more, because what it writes cannot be shown, is killed.
     pub(super) fn wait(&self, process: &OwnedFd, terminal: Option<OwnedFd>) -> Result<i32, OciError> {
         let mut session = match terminal {
             Some(master) => Some(Session::begin(master).map_err(OciError::Wait)?),
             None => None,
         };
-        self.attend(process, session.as_mut()).map_err(OciError::Wait)?;
+        if let Err(error) = self.attend(process, session.as_mut()) {
+            // It may have ended already. A frozen one dies when it is thawed, which is not waited for.
+            let _ = pidfd_send_signal(process, rustix::process::Signal::KILL);
+            return Err(OciError::Wait(error));
+        }
         let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
             .map_err(|errno| OciError::Wait(errno.into()))?;
         let code = status.as_ref().and_then(|status| status.exit_status());
@@ -87,9 +91,9 @@ impl Foreground {
                 PollFd::new(process, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
             ];
-            if let Some(session) = &session {
-                session.watch(&mut watched);
-            }
+            let input_is_watched = session
+                .as_ref()
+                .is_some_and(|session| session.watch(&mut watched));
             match poll(&mut watched, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -100,7 +104,7 @@ impl Foreground {
                 self.pass_signals_on(process, session.as_deref())?;
             }
             if let Some(session) = &mut session {
-                session.copy(is_ready(2), is_ready(3))?;
+                session.copy(input_is_watched && is_ready(2))?;
             }
             if is_ready(0) {
                 return match session {
@@ -139,6 +143,8 @@ struct Session {
     master: File,
     /// Read, and not yet taken by the container's terminal.
     typed: Vec<u8>,
+    /// Read from the container's terminal, and not yet taken by our output, which may be one that does not block.
+    to_show: Vec<u8>,
     our_input_ended: bool,
     their_output_ended: bool,
     /// Given back when this goes.
@@ -151,6 +157,7 @@ impl Session {
         let session = Session {
             master: master.into(),
             typed: Vec::new(),
+            to_show: Vec::new(),
             our_input_ended: false,
             their_output_ended: false,
             _raw: RawTerminal::enter(io::stdin())?,
@@ -171,26 +178,33 @@ impl Session {
         }
     }
 
-    /// Adds the container's terminal and our input, in this order.
-    fn watch<'a>(&'a self, watched: &mut Vec<PollFd<'a>>) {
+    /// Adds our input, if there is room for it, the container's terminal, and our output while it has something to take.
+    /// Returns whether our input is the first of them.
+    fn watch<'a>(&'a self, watched: &mut Vec<PollFd<'a>>) -> bool {
         let mut wanted = PollFlags::empty();
-        if !self.their_output_ended {
+        if !self.their_output_ended && self.to_show.is_empty() {
             wanted |= PollFlags::IN;
         }
         if !self.typed.is_empty() {
             wanted |= PollFlags::OUT;
         }
-        // A terminal without users hangs up for as long as it has none, which would be reported again and again.
-        if wanted.is_empty() {
-            return;
-        }
-        watched.push(PollFd::new(&self.master, wanted));
-        if !self.our_input_ended && self.typed.len() < TYPED_AHEAD {
+        let somebody_reads = !self.their_output_ended || !self.typed.is_empty();
+        let has_room = !self.our_input_ended && self.typed.len() < TYPED_AHEAD;
+        if somebody_reads && has_room {
             watched.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
         }
+        // A terminal without users hangs up for as long as it has none, which would be reported again and again.
+        if !wanted.is_empty() {
+            watched.push(PollFd::new(&self.master, wanted));
+        }
+        if !self.to_show.is_empty() {
+            watched.push(PollFd::from_borrowed_fd(rustix::stdio::stdout(), PollFlags::OUT));
+        }
+        somebody_reads && has_room
     }
 
-    fn copy(&mut self, master_is_ready: bool, input_is_ready: bool) -> io::Result<()> {
+    /// Copies what there is, as far as it is taken. Only our input may block, and is read when it is ready.
+    fn copy(&mut self, input_is_ready: bool) -> io::Result<()> {
         if input_is_ready {
             let mut buffer = [0; TYPED_AHEAD];
             match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
@@ -211,39 +225,67 @@ impl Session {
                 Err(_) => self.typed.clear(),
             }
         }
-        if master_is_ready && !self.their_output_ended {
-            self.show_some()?;
+        if self.to_show.is_empty() && !self.their_output_ended {
+            self.read_some();
         }
-        Ok(())
+        self.show_some()
     }
 
-    /// Shows what one read gives. Returns whether there was anything.
-    fn show_some(&mut self) -> io::Result<bool> {
+    /// Takes what one read gives. Returns whether there was anything.
+    fn read_some(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
-        match self.master.read(&mut buffer) {
+        match rustix::io::read(&self.master, &mut buffer) {
             Ok(length) if length > 0 => {
-                let mut ours = io::stdout().lock();
-                ours.write_all(buffer.get(..length).unwrap_or_default())?;
-                ours.flush()?;
-                Ok(true)
+                self.to_show
+                    .extend_from_slice(buffer.get(..length).unwrap_or_default());
+                true
             }
-            Err(error) if is_for_later(&error) => Ok(false),
+            Err(Errno::AGAIN | Errno::INTR) => false,
             // The last user has closed it (EIO, pty(7)).
             _ => {
                 self.their_output_ended = true;
-                Ok(false)
+                false
             }
         }
     }
 
-    fn show_the_rest(&mut self) -> io::Result<()> {
-        // As much as the terminal can hold, and not what somebody who has it open still may write.
-        for _ in 0..READS_AT_THE_END {
-            if self.their_output_ended || !self.show_some()? {
-                break;
+    /// Shows as much as our output takes now.
+    fn show_some(&mut self) -> io::Result<()> {
+        while !self.to_show.is_empty() {
+            match rustix::io::write(rustix::stdio::stdout(), &self.to_show) {
+                Ok(length) => drop(self.to_show.drain(..length)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
+    }
+
+    /// Shows what is left when the process has ended, however long our output takes.
+    fn show_the_rest(&mut self) -> io::Result<()> {
+        // As much as the terminal can hold, and not what somebody who has it open still may write.
+        for _ in 0..READS_AT_THE_END {
+            self.show_all()?;
+            if self.their_output_ended || !self.read_some() {
+                break;
+            }
+        }
+        self.show_all()
+    }
+
+    fn show_all(&mut self) -> io::Result<()> {
+        loop {
+            self.show_some()?;
+            if self.to_show.is_empty() {
+                return Ok(());
+            }
+            let mut output = [PollFd::from_borrowed_fd(rustix::stdio::stdout(), PollFlags::OUT)];
+            match poll(&mut output, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
 
