@@ -165,6 +165,20 @@ fn exec_takes_a_process_from_a_file() {
         .expect(1)
         .complains_of(&["process.json"]);
     bundle.on("exec", &[]).expect(1).complains_of(&["--process FILE"]);
+    for (text, field) in [
+        (
+            r#"{"args":["true"],"cwd":"/","user":{"uid":"root"}}"#,
+            ": user.uid: ",
+        ),
+        (r#"{"args":["true",7],"cwd":"/","user":{}}"#, ": args[1]: "),
+        (r#"{"args":["true"],"cwd":"/","user":{}} more"#, ": .: "),
+    ] {
+        fs::write(file, text).unwrap();
+        bundle
+            .on("exec", &["--process", file])
+            .expect(1)
+            .complains_of(&[field]);
+    }
     bundle.on("exec", &["nowhere"]).expect(127);
     bundle.on("exec", &["/proc"]).expect(126);
     delete(&bundle);

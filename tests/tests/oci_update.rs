@@ -143,6 +143,19 @@ fn what_is_refused_is_named_and_changes_nothing() {
         containers.run(&update).expect(1).complains_of(&[complaint]);
         assert_eq!(web.cgroup_value("pids", "pids.max"), "55");
     }
+    let file = containers.directory().join("resources.json");
+    let update = ["update", "--resources", file.to_str().unwrap(), &web.id];
+    for (text, field) in [
+        (r#"{"memory":{"limit":"lots"}}"#, ": memory.limit: "),
+        (
+            r#"{"hugepageLimits":[{"pageSize":2}]}"#,
+            ": hugepageLimits[0].pageSize: ",
+        ),
+        ("{", ": .: "),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        containers.run(&update).expect(1).complains_of(&[field]);
+    }
     containers
         .run(&["update", &web.id, "--memory", "lots"])
         .complains_of(&["lots", "512M"]);

@@ -126,10 +126,22 @@ pub enum CgroupError {
         seconds: u64,
     },
     /// The kernel did not take the program that limits devices.
-    #[error("cannot {doing} the device program of {}: the kernel needs CONFIG_CGROUP_BPF", path.display())]
+    #[error(
+        "linux.resources.devices: cannot {doing} the device program of {}: the kernel needs CONFIG_CGROUP_BPF",
+        path.display()
+    )]
     DeviceProgram {
         /// What was being done.
         doing: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The cgroup cannot be made where the configuration has it.
+    #[error("linux.cgroupsPath: cannot create the cgroup {}", path.display())]
+    Place {
         /// The cgroup.
         path: PathBuf,
         /// Why it failed.
@@ -154,7 +166,22 @@ fn paths(paths: &[PathBuf]) -> String {
     paths.join(", ")
 }
 
+/// What is being done when a cgroup is made.
+pub(super) const CREATE: &str = "create the cgroup";
+
 impl CgroupError {
+    /// The same where the cgroup's place is that of a container's configuration.
+    pub(crate) fn of_path(self) -> CgroupError {
+        match self {
+            CgroupError::Io {
+                doing: CREATE,
+                path,
+                source,
+            } => CgroupError::Place { path, source },
+            other => other,
+        }
+    }
+
     pub(super) fn io(doing: &'static str, path: &Path, errno: Errno) -> CgroupError {
         CgroupError::Io {
             doing,

@@ -246,7 +246,7 @@ fn make_with_parents(folder: &Path) -> Result<(), CgroupError> {
                 attempt += 1;
                 make_with_parents(folder.parent().unwrap_or(folder))?;
             }
-            Err(errno) => return Err(CgroupError::io("create the cgroup", folder, errno)),
+            Err(errno) => return Err(CgroupError::io(error::CREATE, folder, errno)),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::pid_file::write_pid_file;
 use super::pid_namespace::PidNamespaceOfChildren;
 use super::pipes::{Pipes, user_to_caller};
 use super::{Container, CreateError, CreateOptions, InitFailure, Stdio, seccomp_agent};
-use crate::cgroup::{Cgroup, Hierarchies, recorded};
+use crate::cgroup::{Cgroup, CgroupError, Hierarchies, recorded};
 use crate::hook::{self, DefaultEnvironment};
 use crate::init::{CgroupEntrances, Init, JoinedNamespaces, StartSocket, can_be_made_outside};
 use crate::kernel::clone3::{Forked, clone3};
@@ -163,7 +163,9 @@ impl Creation<'_> {
         // What will exist is written down before it does.
         self.directory.write(&record)?;
         self.directory.write_configuration(self.options.bundle.spec())?;
-        self.cgroup.make_unified(hierarchies)?;
+        self.cgroup
+            .make_unified(hierarchies)
+            .map_err(CgroupError::of_path)?;
         self.has_cgroup = true;
         // The many of version 1 are made while the process makes its namespaces. One that devices are moved to has to be
         // there before.
@@ -234,7 +236,9 @@ impl Creation<'_> {
     }
 
     fn make_and_limit_cgroups(&self, hierarchies: &Hierarchies) -> Result<(), CreateError> {
-        self.cgroup.make_version1(hierarchies)?;
+        self.cgroup
+            .make_version1(hierarchies)
+            .map_err(CgroupError::of_path)?;
         self.cgroup.limit(&self.plan.cgroup)?;
         Ok(())
     }
@@ -529,12 +533,20 @@ fn network_of(pid: i32) -> Result<OwnedFd, Errno> {
 
 /// Writes the user namespace's maps, which the process inside waits for.
 fn map_users(pid: i32, namespaces: &NamespacePlan) -> Result<(), CreateError> {
-    for (file, mappings) in [
-        ("uid_map", &namespaces.uid_mappings),
-        ("gid_map", &namespaces.gid_mappings),
+    for (file, mappings, doing) in [
+        (
+            "uid_map",
+            &namespaces.uid_mappings,
+            "map users by linux.uidMappings",
+        ),
+        (
+            "gid_map",
+            &namespaces.gid_mappings,
+            "map groups by linux.gidMappings",
+        ),
     ] {
         procfs::write(format!("{pid}/{file}"), id_map(mappings).as_bytes())
-            .map_err(CreateError::step("write the user namespace's maps"))?;
+            .map_err(CreateError::step(doing))?;
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use super::SpecError;
 /// A node to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceNode {
+    /// Its place in `linux.devices`; none for one that every container has.
+    pub(crate) index: Option<usize>,
     pub(crate) path: PathBuf,
     pub(crate) kind: DeviceKind,
     pub(crate) number: Dev,
@@ -51,6 +53,7 @@ pub(super) fn plan(linux: &Linux) -> Result<Vec<DeviceNode>, SpecError> {
     let mut nodes: Vec<DeviceNode> = DEFAULT
         .iter()
         .map(|&(path, major, minor)| DeviceNode {
+            index: None,
             path: path.into(),
             kind: DeviceKind::Character,
             number: makedev(major, minor),
@@ -109,6 +112,7 @@ fn node(index: usize, device: &LinuxDevice) -> Result<DeviceNode, SpecError> {
     // Only permissions: some writers put the file type in too.
     let mode = Mode::from_raw_mode(device.file_mode().unwrap_or(0o666) & 0o7777);
     Ok(DeviceNode {
+        index: Some(index),
         path: path.clone(),
         kind,
         number,

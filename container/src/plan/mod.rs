@@ -56,8 +56,8 @@ pub(crate) struct Plan {
     pub(crate) mounts: Vec<MountPlan>,
     /// None when the configuration brings a `/dev` of its own, which is then left as it is.
     pub(crate) devices: Option<Vec<DeviceNode>>,
-    pub(crate) masked_paths: Vec<PathBuf>,
-    pub(crate) read_only_paths: Vec<PathBuf>,
+    pub(crate) masked_paths: Vec<ListedPath>,
+    pub(crate) read_only_paths: Vec<ListedPath>,
     /// Files below `/proc/sys` and what to write to each.
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) process: ProcessPlan,
@@ -68,6 +68,14 @@ pub(crate) struct Plan {
     pub(crate) net_devices: Vec<NetDevice>,
     /// What is honoured and should still be changed.
     pub(crate) warnings: Vec<String>,
+}
+
+/// A path inside the container.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ListedPath {
+    /// Its place in the configuration's list, for messages.
+    pub(crate) index: usize,
+    pub(crate) path: PathBuf,
 }
 
 /// The root file system.
@@ -214,8 +222,8 @@ fn named(
 
 /// Paths inside the container, each once. A relative one, against the specification, is taken from the root as other
 /// runtimes do.
-fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<PathBuf>, SpecError> {
-    let mut absolute = Vec::new();
+fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<ListedPath>, SpecError> {
+    let mut absolute: Vec<ListedPath> = Vec::new();
     for (index, path) in paths.iter().flatten().enumerate() {
         if path.is_empty() || path.contains('\0') {
             return Err(SpecError::invalid(
@@ -224,8 +232,8 @@ fn absolute(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<PathBuf>, Sp
             ));
         }
         let path = PathBuf::from("/").join(path);
-        if !absolute.contains(&path) {
-            absolute.push(path);
+        if !absolute.iter().any(|listed| listed.path == path) {
+            absolute.push(ListedPath { index, path });
         }
     }
     Ok(absolute)

@@ -88,8 +88,16 @@ pub(crate) struct IdMapping {
     pub(crate) size: u32,
 }
 
+/// `UID_GID_MAP_MAX_EXTENTS` of the kernel's `<linux/user_namespace.h>`.
+const MAPPINGS_LIMIT: usize = 340;
+
+/// Whether two ranges of ids, of which neither goes beyond the last one, have one in common.
+fn overlap(one: u32, other: u32, size_of_one: u32, size_of_other: u32) -> bool {
+    one < other.saturating_add(size_of_other) && other < one.saturating_add(size_of_one)
+}
+
 impl IdMapping {
-    /// The mappings of the field, of which each must map something.
+    /// The mappings of the field, of which each must map something, and no two the same.
     pub(super) fn all(
         field: &str,
         mappings: &Option<Vec<LinuxIdMapping>>,
@@ -111,7 +119,31 @@ impl IdMapping {
                 }),
             }
         };
-        mappings.iter().enumerate().map(one).collect()
+        if mappings.len() > MAPPINGS_LIMIT {
+            let problem = format!(
+                "has {} mappings, and the kernel takes {MAPPINGS_LIMIT}",
+                mappings.len()
+            );
+            return Err(SpecError::invalid(field, problem));
+        }
+        let mappings: Vec<IdMapping> = mappings.iter().enumerate().map(one).collect::<Result<_, _>>()?;
+        for (index, mapping) in mappings.iter().enumerate() {
+            let earlier = mappings.iter().take(index).enumerate();
+            for (other_index, other) in earlier {
+                let name = match mapping {
+                    _ if overlap(mapping.container, other.container, mapping.size, other.size) => {
+                        "containerID"
+                    }
+                    _ if overlap(mapping.host, other.host, mapping.size, other.size) => "hostID",
+                    _ => continue,
+                };
+                return Err(SpecError::invalid(
+                    format!("{field}[{index}].{name}"),
+                    format!("maps ids that {field}[{other_index}] maps"),
+                ));
+            }
+        }
+        Ok(mappings)
     }
 }
 
@@ -375,6 +407,36 @@ mod tests {
         }
         let without = plan(r#"{"namespaces":[{"type":"mount"},{"type":"user","path":"/p"}]}"#).unwrap();
         assert!(without.uid_mappings.is_empty());
+    }
+
+    #[test]
+    fn mappings_of_the_same_ids_or_too_many_are_refused_by_their_place() {
+        let refused = |ids: &str| {
+            let json = format!(
+                r#"{{"namespaces":[{{"type":"mount"}},{{"type":"user"}}],"uidMappings":[{ids}],"gidMappings":[
+                    {{"containerID":0,"hostID":1,"size":9}}]}}"#
+            );
+            plan(&json).err().map(|error| error.field().to_owned())
+        };
+        let mapping = |container: u32, host: u32, size: u32| {
+            format!(r#"{{"containerID":{container},"hostID":{host},"size":{size}}}"#)
+        };
+        let of = |mappings: &[(u32, u32, u32)]| {
+            let mappings: Vec<String> = mappings.iter().map(|&(a, b, c)| mapping(a, b, c)).collect();
+            refused(&mappings.join(","))
+        };
+        assert_eq!(of(&[(0, 1000, 10), (10, 1010, 5), (20, 0, 1000)]), None);
+        let container = Some("linux.uidMappings[2].containerID".to_owned());
+        assert_eq!(of(&[(0, 1000, 10), (20, 2000, 5), (9, 3000, 11)]), container);
+        let host = Some("linux.uidMappings[1].hostID".to_owned());
+        assert_eq!(of(&[(0, 1000, 10), (10, 1009, 1)]), host);
+        let many: Vec<_> = (0..341).map(|id| (id, id, 1)).collect();
+        assert_eq!(of(&many), Some("linux.uidMappings".to_owned()));
+        assert_eq!(
+            of(many.get(1..).unwrap_or_default()),
+            Some("linux.uidMappings".to_owned())
+        );
+        assert_eq!(of(many.get(..340).unwrap_or_default()), None);
     }
 
     #[test]

@@ -39,7 +39,13 @@ pub(crate) fn make_device_folder(
     // What is made and removed here is so with the caller's rights, so it has to be the container's own folder.
     let dev = root.make_folder_without_links(folder).map_err(failed)?;
     for node in nodes {
-        let failed = |errno| RootfsError::path("make the device", &node.path, errno);
+        let failed = |errno| {
+            let error = RootfsError::path("make the device", &node.path, errno);
+            match node.index {
+                Some(index) => error.of(|| format!("linux.devices[{index}]")),
+                None => error,
+            }
+        };
         // Nearly all are directly in /dev.
         let made = match node.path.strip_prefix(folder) {
             Ok(name) if name.components().count() == 1 => make_node(&dev, name.as_os_str(), node, bind),

@@ -4,7 +4,7 @@
 //! neither what is mounted nor where (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881).
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 use rustix::io::Errno;
@@ -16,23 +16,16 @@ use super::sources::{clone_flags, keep_as_it_is, make_read_only};
 use super::{ContainerRoot, RootfsError, file_system};
 use crate::kernel::calls::open_tree;
 use crate::kernel::mount_setattr::attribute;
-use crate::plan::MountOptions;
+use crate::plan::{ListedPath, MountOptions};
 use crate::procfs::is_procfs;
 
 /// Makes the paths unreadable: a file becomes `/dev/null`, a folder an empty one.
-pub(crate) fn mask(root: &ContainerRoot, paths: &[PathBuf]) -> Result<(), RootfsError> {
+pub(crate) fn mask(root: &ContainerRoot, paths: &[ListedPath]) -> Result<(), RootfsError> {
     let mut covers = Covers::default();
-    for path in paths {
-        let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
-        let Some(target) = open_existing(root, path)? else {
-            continue;
-        };
-        let stat = fstat(&target).map_err(failed("look at"))?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            covers.cover_folder(&target, path)?;
-        } else {
-            covers.cover_file(&target, path)?;
-        }
+    for ListedPath { index, path } in paths {
+        covers
+            .cover(root, path)
+            .map_err(|error| error.of(|| format!("linux.maskedPaths[{index}]")))?;
     }
     Ok(())
 }
@@ -45,6 +38,17 @@ struct Covers {
 }
 
 impl Covers {
+    fn cover(&mut self, root: &ContainerRoot, path: &Path) -> Result<(), RootfsError> {
+        let Some(target) = open_existing(root, path)? else {
+            return Ok(());
+        };
+        let stat = fstat(&target).map_err(|errno| RootfsError::path("look at", path, errno))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => self.cover_folder(&target, path),
+            _ => self.cover_file(&target, path),
+        }
+    }
+
     fn cover_file(&mut self, target: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
         let null = match &self.null {
             Some(null) => null,
@@ -94,24 +98,28 @@ fn open_null() -> Result<OwnedFd, RootfsError> {
     }
     Err(RootfsError::Refused {
         path: path.to_owned(),
-        problem: "is not the null device, and cannot hide what linux.maskedPaths names",
+        problem: "is not the null device, and hides nothing",
     })
 }
 
 /// Makes the paths, and what is mounted below them, read-only.
-pub(crate) fn protect(root: &ContainerRoot, paths: &[PathBuf]) -> Result<(), RootfsError> {
-    for path in paths {
-        let Some(target) = open_existing(root, path)? else {
-            continue;
-        };
-        let protect = || -> Result<(), Errno> {
-            let tree = copy_of(&target, true)?;
-            make_read_only(&tree, true)?;
-            move_onto(&tree, &target)
-        };
-        protect().map_err(|errno| RootfsError::path("make read-only", path, errno))?;
+pub(crate) fn protect(root: &ContainerRoot, paths: &[ListedPath]) -> Result<(), RootfsError> {
+    for ListedPath { index, path } in paths {
+        protect_one(root, path).map_err(|error| error.of(|| format!("linux.readonlyPaths[{index}]")))?;
     }
     Ok(())
+}
+
+fn protect_one(root: &ContainerRoot, path: &Path) -> Result<(), RootfsError> {
+    let Some(target) = open_existing(root, path)? else {
+        return Ok(());
+    };
+    let protect = || -> Result<(), Errno> {
+        let tree = copy_of(&target, true)?;
+        make_read_only(&tree, true)?;
+        move_onto(&tree, &target)
+    };
+    protect().map_err(|errno| RootfsError::path("make read-only", path, errno))
 }
 
 fn copy_of(file: &OwnedFd, recursive: bool) -> Result<OwnedFd, Errno> {

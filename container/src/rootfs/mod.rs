@@ -43,10 +43,10 @@ pub(crate) enum RootfsError {
         said: String,
         source: io::Error,
     },
-    /// Another of these about one of the configuration's mounts.
-    #[error("mounts[{index}]: {message}")]
-    Mount {
-        index: usize,
+    /// Another of these about one field of the configuration.
+    #[error("{field}: {message}")]
+    Field {
+        field: String,
         message: String,
         source: io::Error,
     },
@@ -57,9 +57,9 @@ pub(crate) enum RootfsError {
     Pivot { source: io::Error },
     #[error("{}: {problem}", path.display())]
     Refused { path: PathBuf, problem: &'static str },
-    #[error("mounts[{index}]: {}: {problem}", path.display())]
-    RefusedMount {
-        index: usize,
+    #[error("{field}: {}: {problem}", path.display())]
+    RefusedField {
+        field: String,
         path: PathBuf,
         problem: &'static str,
     },
@@ -89,16 +89,25 @@ impl RootfsError {
 
     /// The same about the mount at `index` of the configuration.
     fn of_mount(self, index: usize) -> RootfsError {
+        self.of(|| format!("mounts[{index}]"))
+    }
+
+    /// The same about this field of the configuration.
+    fn of(self, field: impl FnOnce() -> String) -> RootfsError {
         let message = self.to_string();
         match self {
             RootfsError::Path { source, .. }
             | RootfsError::FileSystem { source, .. }
-            | RootfsError::IdMapping { source, .. } => RootfsError::Mount {
-                index,
+            | RootfsError::IdMapping { source, .. } => RootfsError::Field {
+                field: field(),
                 message,
                 source,
             },
-            RootfsError::Refused { path, problem } => RootfsError::RefusedMount { index, path, problem },
+            RootfsError::Refused { path, problem } => RootfsError::RefusedField {
+                field: field(),
+                path,
+                problem,
+            },
             other => other,
         }
     }

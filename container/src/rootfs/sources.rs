@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FileType, fstat};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -36,7 +36,7 @@ impl Sources {
         };
         Ok(Sources {
             mounts: plan.mounts.iter().map(open).collect::<Result<_, _>>()?,
-            root: open_root(&plan.root.path)?,
+            root: open_root(&plan.root.path).map_err(|error| error.of(|| "root.path".to_owned()))?,
             processes_of: None,
         })
     }
@@ -47,6 +47,14 @@ impl Sources {
 fn open_root(path: &Path) -> Result<OwnedFd, RootfsError> {
     let failed = |doing| move |errno| RootfsError::path(doing, path, errno);
     let root = clone_tree(path, true).map_err(failed("open the root file system"))?;
+    let stat = fstat(&root).map_err(failed("look at the root file system"))?;
+    // A file can be mounted as well as a folder, and then nothing in it is found.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(RootfsError::Refused {
+            path: path.to_owned(),
+            problem: "is not a folder",
+        });
+    }
     let attributes = MountAttributes {
         propagation: libc::MS_PRIVATE,
         ..MountAttributes::default()

@@ -1,5 +1,7 @@
 //! Configurations that are refused, by the place of what is wrong, before anything is made.
 
+use std::os::unix::fs::symlink;
+
 use container::{CreateError, Stdio};
 use serde_json::{Value, json};
 
@@ -9,7 +11,8 @@ crate::tests!(
     fields_not_honoured_yet_are_refused_by_their_place,
     labels_of_security_modules_are_refused_by_their_place,
     empty_fields_not_honoured_yet_are_no_reason,
-    a_root_file_system_that_is_missing_is_named,
+    a_root_file_system_that_is_none_is_named,
+    what_fails_on_the_way_is_told_by_its_place,
     a_configuration_without_process_or_root_is_refused,
     another_major_version_of_the_specification_is_refused,
 );
@@ -75,14 +78,64 @@ fn empty_fields_not_honoured_yet_are_no_reason() {
     bundle.output();
 }
 
-fn a_root_file_system_that_is_missing_is_named() {
+fn a_root_file_system_that_is_none_is_named() {
     let mut bundle = TestBundle::command(&["true"]);
-    bundle.config["root"]["path"] = "not-there".into();
-    let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
-    assert!(
-        message.contains("bundle/not-there") && message.contains("No such file"),
-        "{message}"
-    );
+    std::fs::write(bundle.folder.join("file"), "").unwrap();
+    symlink("loop", bundle.folder.join("loop")).unwrap();
+    for (path, problem) in [
+        ("not-there", "No such file"),
+        ("file", "is not a folder"),
+        ("loop", "Too many levels of symbolic links"),
+        ("file/below", "Not a directory"),
+    ] {
+        bundle.config["root"]["path"] = path.into();
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        for word in ["root.path", &format!("bundle/{path}"), problem] {
+            assert!(message.contains(word), "{path}: {message}");
+        }
+    }
+}
+
+/// What can be found out only when the kernel is asked, while the container is made.
+fn what_fails_on_the_way_is_told_by_its_place() {
+    let overlapping = json!([{ "containerID": 0, "hostID": 0, "size": 10 }, { "containerID": 9, "hostID": 100, "size": 9 }]);
+    for (pointer, value, field) in [
+        (
+            "/linux/maskedPaths",
+            json!(["/proc/none", "/loop"]),
+            "linux.maskedPaths[1]: cannot open /loop",
+        ),
+        (
+            "/linux/readonlyPaths",
+            json!(["/loop"]),
+            "linux.readonlyPaths[0]: cannot open /loop",
+        ),
+        (
+            "/linux/devices",
+            json!([{ "path": "/etc/passwd/node", "type": "c", "major": 1, "minor": 3 }]),
+            "linux.devices[0]: cannot make the device /etc/passwd/node",
+        ),
+        (
+            "/linux/cgroupsPath",
+            json!("/bulkhead-engine\nnone"),
+            "linux.cgroupsPath: cannot create the cgroup ",
+        ),
+        (
+            "/linux/uidMappings",
+            overlapping,
+            "linux.uidMappings[1].containerID: maps ids that linux.uidMappings[0] maps",
+        ),
+    ] {
+        let mut bundle = TestBundle::command(&["true"]);
+        symlink("loop", bundle.rootfs().join("loop")).unwrap();
+        if pointer.contains("Mappings") {
+            bundle.in_a_user_namespace();
+        }
+        set(&mut bundle.config, pointer, value);
+        let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());
+        assert!(message.contains(field), "{pointer}: {message}");
+        std::fs::remove_dir_all(&bundle.folder).unwrap();
+    }
 }
 
 fn a_configuration_without_process_or_root_is_refused() {

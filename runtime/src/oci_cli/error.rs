@@ -87,10 +87,12 @@ pub enum OciError {
         source: std::io::Error,
     },
     /// The file of a process does not hold one.
-    #[error("{}: not a process as in config.json", path.display())]
+    #[error("{}: {field}: not a process as in config.json", path.display())]
     ParseProcess {
         /// The file.
         path: PathBuf,
+        /// Where in the document, as in `user.uid`.
+        field: String,
         /// What does not fit.
         #[source]
         source: serde_json::Error,

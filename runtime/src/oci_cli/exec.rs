@@ -1,6 +1,5 @@
 //! `bulkhead-oci exec`
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use container::{ContainerId, ExecOptions, Stdio};
@@ -232,14 +231,20 @@ fn parse_capability(name: &str) -> Result<Capability, OciError> {
 }
 
 fn read_process(path: &Path) -> Result<Process, OciError> {
-    let file = File::open(path).map_err(|source| OciError::ReadProcess {
+    let text = std::fs::read(path).map_err(|source| OciError::ReadProcess {
         path: path.to_owned(),
         source,
     })?;
-    serde_json::from_reader(std::io::BufReader::new(file)).map_err(|source| OciError::ParseProcess {
+    let failed = |field, source| OciError::ParseProcess {
         path: path.to_owned(),
+        field,
         source,
-    })
+    };
+    let mut document = serde_json::Deserializer::from_slice(&text);
+    let process = serde_path_to_error::deserialize(&mut document)
+        .map_err(|error| failed(error.path().to_string(), error.into_inner()))?;
+    document.end().map_err(|source| failed(".".to_owned(), source))?;
+    Ok(process)
 }
 
 #[cfg(test)]

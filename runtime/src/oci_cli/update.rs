@@ -142,10 +142,12 @@ pub enum ResourcesError {
         source: std::io::Error,
     },
     /// It does not hold limits.
-    #[error("{}: these are no limits as in linux.resources", path.display())]
+    #[error("{}: {field}: these are no limits as in linux.resources", path.display())]
     Parse {
         /// The file, or `-`.
         path: PathBuf,
+        /// Where in the document, as in `memory.limit`.
+        field: String,
         /// What does not fit.
         #[source]
         source: serde_json::Error,
@@ -172,9 +174,10 @@ impl UpdateArguments {
             Some(path) => (read(path)?, path.as_path()),
             None => (self.limits.document(), Path::new("options")),
         };
-        serde_json::from_value(changes).map_err(|source| ResourcesError::Parse {
+        serde_path_to_error::deserialize(changes).map_err(|error| ResourcesError::Parse {
             path: path.to_owned(),
-            source,
+            field: error.path().to_string(),
+            source: error.into_inner(),
         })
     }
 }
@@ -192,6 +195,7 @@ fn read(path: &Path) -> Result<Value, ResourcesError> {
     })?;
     serde_json::from_slice(&text).map_err(|source| ResourcesError::Parse {
         path: path.to_owned(),
+        field: ".".to_owned(),
         source,
     })
 }
