@@ -4,13 +4,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Process, Spec};
-use serde_json::Value;
+
+use crate::configuration_text::{Misfit, read_configuration};
 
 /// A bundle that was read. Nothing in it was judged yet: [`create`](crate::create) refuses what it cannot honour.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     directory: PathBuf,
     spec: Spec,
+    /// What was left out of it that the specification allows to be.
+    warnings: Vec<String>,
 }
 
 /// Why a bundle could not be read.
@@ -81,24 +84,24 @@ impl Bundle {
 
     /// `text` is what the file at `path` holds.
     pub(crate) fn from_text(directory: PathBuf, path: PathBuf, text: &[u8]) -> Result<Bundle, BundleError> {
-        match parse(text) {
-            Ok(spec) => Ok(Bundle { directory, spec }),
-            // The document is read again only to say where it is wrong.
-            Err(source) => {
-                let mut document = serde_json::Deserializer::from_slice(text);
-                let (field, source) = match serde_path_to_error::deserialize::<_, Spec>(&mut document) {
-                    Err(error) => (error.path().to_string(), error.into_inner()),
-                    Ok(_) => (".".to_owned(), source),
-                };
-                Err(BundleError::Parse { path, field, source })
-            }
+        match read_configuration(text) {
+            Ok((spec, warnings)) => Ok(Bundle {
+                directory,
+                spec,
+                warnings,
+            }),
+            Err(Misfit { field, source }) => Err(BundleError::Parse { path, field, source }),
         }
     }
 
     /// A bundle whose configuration did not come from `config.json`. `directory` is what relative paths in it are
     /// relative to.
     pub fn new(directory: PathBuf, spec: Spec) -> Bundle {
-        Bundle { directory, spec }
+        Bundle {
+            directory,
+            spec,
+            warnings: Vec::new(),
+        }
     }
 
     /// The bundle's folder, absolute.
@@ -111,58 +114,15 @@ impl Bundle {
         self.spec.process_mut().as_mut()
     }
 
+    /// What was left out of the configuration when it was read.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// The configuration.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
-}
-
-/// Reads a configuration. What the types for it do not take, and yet is right or customary, is put into words that they
-/// do take.
-fn parse(text: &[u8]) -> Result<Spec, serde_json::Error> {
-    serde_json::from_slice(text).or_else(|error| {
-        let mut document: Value = serde_json::from_slice(text)?;
-        let without_seccomp = drop_empty_seccomp(&mut document);
-        let with_flags = respell_scheduler_flags(&mut document);
-        match without_seccomp || with_flags {
-            true => serde_json::from_value(document),
-            false => Err(error),
-        }
-    })
-}
-
-/// A `linux.seccomp` that says nothing is none, as runc takes it: some writers leave an empty object there, which lacks
-/// what the section has to have. True if there was one.
-fn drop_empty_seccomp(document: &mut Value) -> bool {
-    let is_empty = |value: Option<&Value>| match value {
-        None | Some(Value::Null) => true,
-        Some(Value::String(text)) => text.is_empty(),
-        Some(Value::Array(list)) => list.is_empty(),
-        Some(_) => false,
-    };
-    let says_nothing = |seccomp: &Value| {
-        seccomp.is_object() && is_empty(seccomp.get("defaultAction")) && is_empty(seccomp.get("syscalls"))
-    };
-    match document.get_mut("linux").and_then(Value::as_object_mut) {
-        Some(linux) if linux.get("seccomp").is_some_and(says_nothing) => linux.remove("seccomp").is_some(),
-        _ => false,
-    }
-}
-
-/// Two flags of `process.scheduler` that the types spell unlike the specification. True if there was one.
-fn respell_scheduler_flags(document: &mut Value) -> bool {
-    let flags = document.pointer_mut("/process/scheduler/flags");
-    let mut found = false;
-    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
-        let spelling = match flag.as_str() {
-            Some("SCHED_FLAG_RESET_ON_FORK") => "SCHED_RESET_ON_FORK",
-            Some("SCHED_FLAG_DL_OVERRUN") => "SCHED_FLAG_D_L_OVERRUN",
-            _ => continue,
-        };
-        *flag = spelling.into();
-        found = true;
-    }
-    found
 }
 
 #[cfg(test)]
@@ -274,6 +234,36 @@ mod tests {
                 1
             );
         }
+    }
+
+    #[test]
+    fn capabilities_that_nobody_knows_are_left_out_with_a_warning() {
+        let bundle = load(
+            r#"{"ociVersion":"1.0.2","process":{"user":{},"cwd":"/","capabilities":
+                {"bounding":["CAP_KILL","CAP_OF_TOMORROW"],"ambient":["CAP_\u001b[2J"],"effective":["kill"]}}}"#,
+        )
+        .unwrap();
+        let capabilities = bundle.spec().process().as_ref().unwrap().capabilities();
+        let bounding = capabilities.as_ref().unwrap().bounding().as_ref().unwrap();
+        assert_eq!(bounding.len(), 1);
+        assert_eq!(
+            bundle.warnings(),
+            [
+                "process.capabilities.ambient: there is no capability \"CAP_\\u{1b}[2J\", and it is left out",
+                "process.capabilities.bounding: there is no capability \"CAP_OF_TOMORROW\", and it is left out",
+            ]
+        );
+        // What else is wrong is told as ever.
+        let error = load(
+            r#"{"ociVersion":"1.0.2","process":{"capabilities":{"bounding":["CAP_OF_TOMORROW"]},
+                "user":{"uid":"root"},"cwd":"/"}}"#,
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("process.user.uid"), "{error}");
+        let error =
+            load(r#"{"ociVersion":"1.0.2","process":{"user":{},"cwd":"/","capabilities":{"bounding":[7]}}}"#);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("process.capabilities.bounding[0]"), "{error}");
     }
 
     #[test]

@@ -35,6 +35,7 @@
 
 mod bundle;
 mod cgroup;
+mod configuration_text;
 mod container;
 mod features;
 #[cfg(feature = "fuzzing")]
@@ -61,6 +62,7 @@ pub use cgroup::{
     HugepageStatistics, MemoryStatistics, MemoryUse, MountedCgroups, OutOfMemoryWatch, PodCgroup, PodLimits,
     Pressure, PressureData, ProcessStatistics, Statistics, Throttling, mounted_cgroups, pass_on_controllers,
 };
+pub use configuration_text::{Misfit, read_process};
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,
     InitFailure, KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio,

@@ -159,6 +159,13 @@ fn exec_takes_a_process_from_a_file() {
         bundle.on("exec", &["--process", file]).expect(0).stdout,
         "file in /tmp\n"
     );
+    let unknown = r#"{"args":["true"],"cwd":"/","user":{},"env":["PATH=/bin"],"capabilities":{"bounding":["CAP_OF_TOMORROW"]}}"#;
+    fs::write(file, unknown).unwrap();
+    bundle.on("exec", &["--process", file]).expect(0).complains_of(&[
+        "warning",
+        "process.capabilities.bounding",
+        "CAP_OF_TOMORROW",
+    ]);
     fs::write(file, "{").unwrap();
     bundle
         .on("exec", &["--process", file])

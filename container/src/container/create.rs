@@ -108,6 +108,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     let made = creation.make(record, &hierarchies, sources, joined);
     let made = made.map_err(|error| creation.undo(error));
     let id = creation.options.id.clone();
+    let left_out = creation.options.bundle.warnings().to_vec();
     let starter = creation.starter;
     drop(lock);
     let (record, terminal, warnings) = made?;
@@ -117,7 +118,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         record,
         terminal,
         starter,
-        warnings: [plan.warnings, warnings].concat(),
+        warnings: [left_out, plan.warnings, warnings].concat(),
         configuration: OnceLock::new(),
     })
 }

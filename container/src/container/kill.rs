@@ -15,10 +15,12 @@ use crate::state::Status;
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
     /// There is nobody to send it to. containerd knows that case by the words `container not running`.
-    #[error("container not running: `{id}`")]
+    #[error("container not running: `{id}` is {status}")]
     NotRunning {
         /// The container.
         id: String,
+        /// What it is.
+        status: Status,
     },
     /// The kernel refused.
     #[error("cannot send {signal} to container `{id}`")]
@@ -40,25 +42,33 @@ impl Container {
     /// Sends `signal` to the container's first process. What it does there is the program's choice, save for KILL and
     /// STOP. A paused container goes on when it is sent KILL, for else it would not die.
     pub fn kill(&self, signal: Signal) -> Result<(), KillError> {
-        let not_running = || KillError::NotRunning {
+        let not_running = |status| KillError::NotRunning {
             id: self.id.to_string(),
+            status,
         };
         let failed = |source| KillError::Send {
             signal,
             id: self.id.to_string(),
             source,
         };
-        let pidfd = self.pidfd().map_err(failed)?.ok_or_else(not_running)?;
+        // Without a process it is being created, or was, or has ended.
+        let pidfd = self.pidfd().map_err(failed)?;
+        let pidfd = pidfd.ok_or_else(|| {
+            not_running(match self.record.init {
+                None => Status::Creating,
+                Some(_) => Status::Stopped,
+            })
+        })?;
         // A process that ended takes signals until it is waited for, and does nothing with them.
         match self.status() {
-            Ok(Status::Stopped) => return Err(not_running()),
+            Ok(Status::Stopped) => return Err(not_running(Status::Stopped)),
             Ok(_) => {}
             Err(error) => return Err(failed(io::Error::other(error))),
         }
         match send_signal(pidfd.as_fd(), signal.number()) {
             Ok(()) if signal == Signal::KILL => self.thaw_to_die().map_err(KillError::Cgroup),
             Ok(()) => Ok(()),
-            Err(Errno::SRCH) => Err(not_running()),
+            Err(Errno::SRCH) => Err(not_running(Status::Stopped)),
             Err(errno) => Err(failed(errno.into())),
         }
     }
@@ -70,6 +80,7 @@ impl Container {
             Some(cgroup) => cgroup.signal_all(signal.number()).map_err(KillError::Cgroup),
             None => Err(KillError::NotRunning {
                 id: self.id.to_string(),
+                status: Status::Creating,
             }),
         }
     }

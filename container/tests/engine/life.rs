@@ -89,11 +89,15 @@ fn is_not_created(refusal: &Refusal<StartError>, but: Status) -> bool {
     )
 }
 
-fn is_not_running(refusal: &Refusal<KillError>) -> bool {
-    refusal.is(
-        |error| matches!(error, KillError::NotRunning { .. }),
-        "container not running",
-    )
+/// A word of containerd's, and what the container is.
+fn is_not_running(refusal: &Refusal<KillError>, but: Status) -> bool {
+    let is = |words: &str| {
+        refusal.is(
+            |error| matches!(error, KillError::NotRunning { status, .. } if *status == but),
+            words,
+        )
+    };
+    is("container not running") && is(&format!("is {but}"))
 }
 
 fn a_stage_that_does_not_follow_is_refused() {
@@ -109,7 +113,7 @@ fn a_stage_that_does_not_follow_is_refused() {
     container.kill(Signal::KILL).unwrap();
     wait_until(|| container.status().unwrap() == Status::Stopped);
     let dead = container.kill(Signal::KILL).unwrap_err();
-    assert!(is_not_running(&dead), "{dead}");
+    assert!(is_not_running(&dead, Status::Stopped), "{dead}");
     // Its parent can still learn how it ended.
     assert_eq!(wait(&container), 137);
     let stopped = container.start().unwrap_err();
@@ -271,7 +275,7 @@ fn what_a_dead_creator_left_can_be_deleted() {
     let mut left = Container::load(&bundle).unwrap();
     assert_eq!(left.status().unwrap(), Status::Creating);
     let dead = left.kill(Signal::TERM).unwrap_err();
-    assert!(is_not_running(&dead), "{dead}");
+    assert!(is_not_running(&dead, Status::Creating), "{dead}");
     left.delete(false).unwrap();
     assert_eq!(wait(&made), 137);
 }

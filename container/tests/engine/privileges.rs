@@ -11,6 +11,7 @@ crate::tests!(
     without_a_section_there_are_no_capabilities,
     a_user_keeps_ambient_capabilities,
     what_cannot_be_granted_is_a_warning,
+    a_capability_that_nobody_knows_is_a_warning,
     no_new_privileges_is_set_only_when_asked_for,
     limits_and_the_oom_score_are_set,
     home_comes_from_the_images_passwd_and_not_over_a_given_one,
@@ -97,6 +98,28 @@ fn what_cannot_be_granted_is_a_warning() {
         output.outcome(0).stdout.contains("CapBnd:\t0000000000000001"),
         "{:?}",
         output.outcome(0)
+    );
+    container.delete(true).unwrap();
+}
+
+fn a_capability_that_nobody_knows_is_a_warning() {
+    let mut bundle = TestBundle::command(&SHOW);
+    bundle.config["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL", "CAP_OF_TOMORROW"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"]
+    });
+    let (stdio, output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    let warnings = container.take_warnings().join("\n");
+    assert!(
+        warnings.contains("process.capabilities.bounding: there is no capability \"CAP_OF_TOMORROW\""),
+        "{warnings}"
+    );
+    container.start().unwrap();
+    assert_eq!(wait(&container), 0);
+    let outcome = output.outcome(0);
+    assert!(
+        outcome.stdout.contains("CapBnd:\t0000000000000020"),
+        "{outcome:?}"
     );
     container.delete(true).unwrap();
 }

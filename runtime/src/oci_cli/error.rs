@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use container::{
     BundleError, CommandFailure, ContainerId, CreateError, DeleteError, ExecError, KillError, PauseError,
-    ProcessError, ProgramError, StartError, StateError, UpdateError,
+    ProcessError, ProgramError, StartError, StateError, Status, UpdateError,
 };
 
 use super::ps::PsError;
@@ -125,8 +125,13 @@ pub enum OciError {
     #[error(transparent)]
     Ps(#[from] PsError),
     /// There is nobody to tell of.
-    #[error("container not running: `{0}` is stopped")]
-    Stopped(ContainerId),
+    #[error("container not running: `{id}` is {status}")]
+    NotRunning {
+        /// The container.
+        id: ContainerId,
+        /// What it is.
+        status: Status,
+    },
     /// The folder of states could not be read.
     #[error("cannot read the containers in {}", root.display())]
     List {

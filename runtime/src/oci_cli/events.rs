@@ -43,8 +43,11 @@ struct Data<S: Serialize> {
 impl EventsArguments {
     pub(super) fn run(&self, global: &GlobalOptions) -> Result<(), OciError> {
         let container = load(global, &self.id)?;
-        if matches!(container.status()?, Status::Stopped | Status::Creating) {
-            return Err(OciError::Stopped(self.id.clone()));
+        if let status @ (Status::Stopped | Status::Creating) = container.status()? {
+            return Err(OciError::NotRunning {
+                id: self.id.clone(),
+                status,
+            });
         }
         if self.stats {
             return self.tell_use(&container);

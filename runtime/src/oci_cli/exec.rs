@@ -82,7 +82,7 @@ impl ExecArguments {
     /// The exit code of the process, or 0 for one that was detached.
     pub(super) fn run(&self, global: &GlobalOptions, log: &Log) -> Result<i32, OciError> {
         let container = load(global, &self.id)?;
-        let mut process = self.process(container.configured_process()?)?;
+        let mut process = self.process(container.configured_process()?, log)?;
         let foreground = if self.detach {
             None
         } else {
@@ -129,10 +129,11 @@ impl ExecArguments {
         }
     }
 
-    /// The process to run: that of the file, or that of the container changed by the options.
-    pub(super) fn process(&self, configured: Process) -> Result<Process, OciError> {
+    /// The process to run: that of the file, or that of the container changed by the options. What is left out of the
+    /// file is a warning.
+    pub(super) fn process(&self, configured: Process, log: &Log) -> Result<Process, OciError> {
         let mut process = match &self.process {
-            Some(path) => read_process(path)?,
+            Some(path) => read_process(path, log)?,
             None => {
                 let mut process = configured;
                 process.set_args(Some(self.command.clone()));
@@ -230,20 +231,19 @@ fn parse_capability(name: &str) -> Result<Capability, OciError> {
     })
 }
 
-fn read_process(path: &Path) -> Result<Process, OciError> {
+fn read_process(path: &Path, log: &Log) -> Result<Process, OciError> {
     let text = std::fs::read(path).map_err(|source| OciError::ReadProcess {
         path: path.to_owned(),
         source,
     })?;
-    let failed = |field, source| OciError::ParseProcess {
+    let (process, warnings) = container::read_process(&text).map_err(|misfit| OciError::ParseProcess {
         path: path.to_owned(),
-        field,
-        source,
-    };
-    let mut document = serde_json::Deserializer::from_slice(&text);
-    let process = serde_path_to_error::deserialize(&mut document)
-        .map_err(|error| failed(error.path().to_string(), error.into_inner()))?;
-    document.end().map_err(|source| failed(".".to_owned(), source))?;
+        field: misfit.field,
+        source: misfit.source,
+    })?;
+    for warning in &warnings {
+        log.warning(warning);
+    }
     Ok(process)
 }
 

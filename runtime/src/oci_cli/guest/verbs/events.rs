@@ -22,8 +22,11 @@ const MOST_TOLD_AT_ONCE: u64 = 1000;
 
 pub(super) fn events(arguments: &EventsArguments, global: &GlobalOptions) -> Result<(), OciError> {
     let found = Found::look(global, &arguments.id)?;
-    if matches!(found.status()?, Status::Stopped | Status::Creating) {
-        return Err(OciError::Stopped(arguments.id.clone()));
+    if let status @ (Status::Stopped | Status::Creating) = found.status()? {
+        return Err(OciError::NotRunning {
+            id: arguments.id.clone(),
+            status,
+        });
     }
     event_loop()?.block_on(async {
         if arguments.stats {

@@ -27,7 +27,7 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
     }
     let bundle = Bundle::load(found.folder.path())?;
     let configured = bundle.spec().process().clone().unwrap_or_default();
-    let mut process = arguments.process(configured)?;
+    let mut process = arguments.process(configured, log)?;
     container::close_on_exec_all_but_stdio_and(&mut [])
         .map_err(|errno| GuestError::Inheritance(errno.into()))?;
     let foreground = if arguments.detach {
