@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod isolation;
 pub mod oci_cli;
 pub mod oci_pod;
+pub mod printable;
 pub mod sizing;
 pub mod start_record;
 pub mod terminal;

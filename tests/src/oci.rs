@@ -97,7 +97,7 @@ impl Containers {
         configure(&mut configuration);
         std::fs::write(&path, configuration.to_string()).expect("a configuration");
         OciBundle {
-            id: format!("{name}-{}", unique(self.directory.path())),
+            id: format!("{}-{}", name_for_id(name), unique(self.directory.path())),
             folder,
         }
     }
@@ -119,6 +119,11 @@ impl Containers {
             .spawn()
             .expect("the binary; `make build` makes it")
     }
+}
+
+/// What of a bundle's name can be in its container's id.
+fn name_for_id(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).collect()
 }
 
 impl OciBundle {

@@ -6,7 +6,7 @@
     reason = "in a test they are assertions"
 )]
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::oci::{Containers, wait_until};
 
 #[test]
@@ -125,4 +125,128 @@ fn features_are_told_in_the_words_of_the_specification() {
             .contains(&json!("rro"))
     );
     assert!(!features.to_string().contains("null"));
+}
+
+/// Whether a terminal would show every character as it is.
+fn is_harmless(text: &str) -> bool {
+    !text.contains(|character: char| {
+        character.is_control() && character != '\n' || ('\u{202a}'..='\u{202e}').contains(&character)
+    })
+}
+
+/// What would clear a terminal, end a line, and turn around what follows.
+const HOSTILE: &str = "x\u{1b}[2J\u{1b}]0;owned\u{7}\r\n\u{9b}31m\u{202e}y";
+
+#[test]
+fn hostile_words_of_a_configuration_are_told_and_harmless() {
+    let Some(containers) = Containers::new() else {
+        return;
+    };
+    let bundle = containers.bundle("hostile", "true", |_| {});
+    let path = bundle.folder.join("config.json");
+    let good: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let log = containers.directory().join("log");
+    let (log_path, folder) = (log.to_str().unwrap(), bundle.folder.to_str().unwrap());
+    let absolute = format!("/{HOSTILE}");
+    for (pointer, value) in [
+        ("/process/args", json!([absolute])),
+        ("/process/cwd", json!("/bin/sh/\u{1b}[2J")),
+        ("/process/env", json!([format!("={HOSTILE}")])),
+        ("/process/env", json!(["A=\u{0}"])),
+        ("/root/path", json!(absolute)),
+        ("/root/path", json!("rootfs\u{0}")),
+        ("/hostname", json!(HOSTILE.repeat(10))),
+        (
+            "/mounts",
+            json!([{ "destination": "/x", "source": absolute, "options": ["bind"] }]),
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "/x", "type": HOSTILE, "source": "none" }]),
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "/x\u{0}", "type": "tmpfs", "source": "none" }]),
+        ),
+        ("/hooks", json!({ "createRuntime": [{ "path": absolute }] })),
+        ("/hooks", json!({ "createRuntime": [{ "path": "/bin/sh\u{0}" }] })),
+        ("/linux/cgroupsPath", json!(absolute)),
+        ("/linux/cgroupsPath", json!("/x\u{0}y")),
+        ("/linux/sysctl", json!({ HOSTILE: "1" })),
+        ("/linux/maskedPaths", json!(["/x\u{0}"])),
+        ("/annotations", json!({ format!("dev.bulkhead.{HOSTILE}"): "1" })),
+        ("/annotations", json!({ "dev.bulkhead.isolation": HOSTILE })),
+        (
+            "/annotations",
+            json!({ "dev.bulkhead.isolation": "x".repeat(1 << 20) }),
+        ),
+        ("/ociVersion", json!(HOSTILE)),
+    ] {
+        let mut configuration = good.clone();
+        match pointer {
+            "/annotations" => configuration["annotations"] = value.clone(),
+            "/hooks" => configuration["hooks"] = value.clone(),
+            "/linux/cgroupsPath" => configuration["linux"]["cgroupsPath"] = value.clone(),
+            "/linux/sysctl" => configuration["linux"]["sysctl"] = value.clone(),
+            pointer => *configuration.pointer_mut(pointer).unwrap() = value.clone(),
+        }
+        std::fs::write(&path, configuration.to_string()).unwrap();
+        let words = [
+            "--log",
+            log_path,
+            "--log-format",
+            "json",
+            "run",
+            "--bundle",
+            folder,
+        ];
+        let mut run = containers.command(&words);
+        if pointer != "/annotations" {
+            run.args(["--isolation", "shared-kernel"]);
+        }
+        let finished = tests::finish(run.arg(&bundle.id));
+        let value = value.to_string();
+        assert_ne!(finished.code, 0, "{pointer} {value}: {finished:?}");
+        assert!(is_harmless(&finished.stderr), "{pointer}: {:?}", finished.stderr);
+        assert_eq!(
+            finished.stderr.lines().count(),
+            1,
+            "{pointer}: {}",
+            finished.stderr
+        );
+        assert!(finished.stderr.len() < 64 << 10, "{pointer}");
+        let entries = std::fs::read_to_string(&log).unwrap();
+        let entry: Value = serde_json::from_str(entries.lines().last().unwrap()).unwrap();
+        assert!(is_harmless(entry["msg"].as_str().unwrap()), "{pointer}: {entry}");
+        assert_eq!(entry["level"], "error");
+    }
+    for words in [&["state", HOSTILE][..], &[HOSTILE], &["list", HOSTILE]] {
+        let said = containers.run(words).expect(2).stderr;
+        assert!(is_harmless(&said), "{said:?}");
+    }
+}
+
+#[test]
+fn hostile_names_and_annotations_are_kept_as_they_are_and_listed_harmless() {
+    let Some(containers) = Containers::new() else {
+        return;
+    };
+    let annotations = json!({
+        HOSTILE: HOSTILE, "org.example.nul": "a\u{0}b", "org.example.large": "x".repeat(1 << 20), "org.example.empty": "",
+        "dev.bulkhead.isolation": "shared-kernel"
+    });
+    let bundle = containers.start(HOSTILE, "sleep 60", |configuration| {
+        configuration["annotations"] = annotations.clone();
+    });
+    let state = containers.json(&["state", &bundle.id]);
+    assert_eq!(state["annotations"], annotations);
+    let folder = bundle.folder.canonicalize().unwrap();
+    assert_eq!(state["bundle"], folder.to_str().unwrap());
+    let listed = containers.json(&["list", "--format", "json"]);
+    assert_eq!(listed[0]["bundle"], state["bundle"]);
+    let table = containers.run(&["list"]).expect(0).stdout;
+    assert!(is_harmless(&table), "{table:?}");
+    assert_eq!(table.lines().count(), 2);
+    assert!(table.contains("\\u{1b}[2J"), "{table}");
+    containers.run(&["delete", "-f", &bundle.id]).expect(0);
 }

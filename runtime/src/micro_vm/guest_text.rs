@@ -1,5 +1,7 @@
 //! Text that a guest has a say in, made fit for a terminal and a log.
 
+use crate::printable::is_direction;
+
 /// How much is shown of one text, in characters.
 const LONGEST: usize = 2048;
 
@@ -39,14 +41,6 @@ pub fn shown_error(error: ttrpc::Error) -> ttrpc::Error {
         }
         other => other,
     }
-}
-
-/// Characters that only order others (Unicode, UAX 9: marks, embeddings, overrides, isolates).
-fn is_direction(character: char) -> bool {
-    matches!(
-        character,
-        '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
 }
 
 #[cfg(test)]

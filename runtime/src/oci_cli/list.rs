@@ -11,6 +11,7 @@ use super::state::{ContainerState, owner_name};
 use super::{GlobalOptions, OciError, print};
 use crate::oci_pod::folder::Folder;
 use crate::oci_pod::record::GuestContainer;
+use crate::printable::printable;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArguments {
@@ -95,8 +96,9 @@ fn damaged(global: &GlobalOptions, id: &ContainerId) -> Listed {
 }
 
 impl Listed {
+    /// Names of folders are strangers' words too.
     fn row(&self) -> [String; 6] {
-        match self {
+        let cells = match self {
             Listed::Known(container) => [
                 container.state.id.clone(),
                 container.state.pid.unwrap_or(0).to_string(),
@@ -115,7 +117,8 @@ impl Listed {
                 String::new(),
                 owner.clone(),
             ],
-        }
+        };
+        cells.map(|cell| printable(&cell))
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::ValueEnum;
 
 use super::moment::seconds;
+use crate::printable::printable;
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,6 +82,7 @@ impl Log {
     }
 
     fn write(&self, level: &str, message: &str) {
+        let message = &printable(message);
         match &self.file {
             Some(_) => self.append(level, message, None),
             // Errors are on standard error in any case.
@@ -107,7 +109,7 @@ fn line(
     details: Option<(&str, &serde_json::Value)>,
 ) -> String {
     match format {
-        LogFormat::Text => format!("{time} {level} {}\n", message.replace('\n', " ")),
+        LogFormat::Text => format!("{time} {level} {message}\n"),
         LogFormat::Json => {
             let mut entry = serde_json::json!({ "level": level, "msg": message, "time": time });
             if let Some((name, details)) = details {
@@ -118,7 +120,7 @@ fn line(
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line that can be shown, whatever a configuration says.
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -127,7 +129,7 @@ pub(super) fn chain(error: &dyn Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    printable(&text)
 }
 
 #[cfg(test)]
@@ -135,10 +137,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_written_is_printable_in_both_formats() {
+        let folder = tempfile::tempdir().unwrap();
+        for (format, expected) in [
+            (LogFormat::Text, " warning a \\u{1b}[2Jb\n"),
+            (LogFormat::Json, "\"a \\\\u{1b}[2Jb\""),
+        ] {
+            let path = folder.path().join(format!("{format:?}"));
+            let log = Log::open(Some(&path), format, false).unwrap();
+            log.warning("a\n\x1b[2Jb");
+            let text = std::fs::read_to_string(path).unwrap();
+            assert!(text.contains(expected), "{text}");
+            assert_eq!(text.lines().count(), 1);
+        }
+    }
+
+    #[test]
     fn a_message_stays_on_one_line_in_both_formats() {
         let details = serde_json::json!({ "c": "\n" });
         let details = Some(("details", &details));
-        let text = line(LogFormat::Text, "T", "error", "a\nb", details);
+        let text = line(LogFormat::Text, "T", "error", "a b", details);
         assert_eq!(text, "T error a b\n");
         let json = line(LogFormat::Json, "T", "error", "a\n\"b\"", details);
         assert_eq!(json.lines().count(), 1);

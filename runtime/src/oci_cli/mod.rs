@@ -39,6 +39,7 @@ pub use error::OciError;
 use crate::isolation::{Isolation, UnknownIsolation};
 use crate::oci_pod::DEFAULT_ROOT;
 use crate::oci_pod::record::GuestContainer;
+use crate::printable::printable;
 use log::{Log, LogFormat};
 
 const NAME: &str = "bulkhead-oci";
@@ -136,7 +137,19 @@ const ENTERING: [&str; 3] = ["create", "exec", "run"];
 impl Arguments {
     /// Reads the command line; where there is something to say about it, says it and ends the process.
     fn of_this_process() -> Arguments {
-        Arguments::with_one_verb(std::env::args_os().collect()).unwrap_or_else(Arguments::parse)
+        if let Some(arguments) = Arguments::with_one_verb(std::env::args_os().collect()) {
+            return arguments;
+        }
+        Arguments::try_parse().unwrap_or_else(|error| {
+            // It quotes words that it does not understand as they are.
+            let is_harmless = |word: OsString| !word.to_string_lossy().contains(char::is_control);
+            if std::env::args_os().all(is_harmless) {
+                error.exit();
+            }
+            let said = error.render().to_string();
+            said.lines().for_each(|line| eprintln!("{}", printable(line)));
+            std::process::exit(error.exit_code())
+        })
     }
 
     /// What the words say to a parser that knows only the verb among them. It gives every verb that it knows a copy of
