@@ -1,6 +1,8 @@
 //! The programs a configuration has run along a container's life.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use container::{StartError, Status};
@@ -15,10 +17,14 @@ crate::tests!(
     hooks_of_the_hosts_programs_run_in_the_containers_namespaces,
     what_a_creation_hook_refuses_is_undone,
     what_a_hook_in_the_containers_namespaces_refuses_is_undone,
+    what_cannot_be_executed_as_a_hook_is_undone,
+    what_cannot_be_executed_in_the_containers_namespaces_is_undone,
     a_hook_that_hangs_is_ended_and_creation_undone,
     a_hook_in_the_containers_namespaces_that_hangs_is_ended,
     a_failing_start_hook_stops_the_container,
+    a_start_hook_that_cannot_be_executed_or_hangs_stops_the_container,
     a_failing_poststop_hook_is_a_warning,
+    a_poststop_hook_that_cannot_be_executed_or_hangs_is_a_warning,
     a_creator_killed_during_its_hooks_leaves_what_can_be_deleted,
     a_creator_that_waits_for_a_hook_gives_way_to_deletion_by_force,
     a_hook_of_the_image_is_filtered_like_the_program,
@@ -176,8 +182,111 @@ fn what_hooks_refuse_is_undone(kinds: &[&str]) {
     }
 }
 
+fn what_cannot_be_executed_as_a_hook_is_undone() {
+    what_cannot_be_executed_is_undone(&["prestart", "createRuntime"]);
+}
+
+fn what_cannot_be_executed_in_the_containers_namespaces_is_undone() {
+    what_cannot_be_executed_is_undone(&["createContainer"]);
+}
+
+/// Names of files that are no programs, made in this folder.
+fn no_programs(folder: &Path) -> Vec<&'static str> {
+    fs::create_dir_all(folder.join("folder")).unwrap();
+    fs::write(folder.join("plain"), "#!/bin/sh\n").unwrap();
+    fs::write(folder.join("interpreted"), "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(folder.join("interpreted"), fs::Permissions::from_mode(0o755)).unwrap();
+    let names = ["plain", "folder", "interpreted", "missing"];
+    names.into_iter().take(Wall::times(names.len())).collect()
+}
+
+fn what_cannot_be_executed_is_undone(kinds: &[&str]) {
+    for &kind in kinds {
+        let mut bundle = TestBundle::named(kind, &["/bin/true"]);
+        let (folder, stopped) = (bundle.folder.join("hooks"), bundle.folder.join("stopped"));
+        for name in no_programs(&folder) {
+            let path = folder.join(name);
+            bundle.config["hooks"] = json!({
+                kind: [shell("exit 0"), { "path": path }],
+                "poststop": [shell(&format!("cat > {}", stopped.display()))],
+            });
+            let (stdio, _output) = files(&bundle.folder);
+            let error = chain(&bundle.create(stdio).unwrap_err());
+            assert!(
+                error.contains(&format!("hooks.{kind}[1]: ")) && error.contains(path.to_str().unwrap()),
+                "{error}"
+            );
+            assert!(Container::load(&bundle).is_err(), "{name}");
+            let state: Value = serde_json::from_str(&fs::read_to_string(&stopped).unwrap()).unwrap();
+            assert_eq!(state["status"], "stopped");
+            fs::remove_file(&stopped).unwrap();
+        }
+    }
+}
+
+/// Hooks that fail before they have done anything, or do nothing for longer than they may.
+fn failing_hooks(folder: &Path, seen_as: &Path) -> Vec<(Value, &'static str)> {
+    let names = no_programs(folder).into_iter();
+    let mut hooks: Vec<(Value, &str)> = names
+        .map(|name| (json!({ "path": seen_as.join(name) }), name))
+        .collect();
+    let mut hanging = shell("sleep 60");
+    hanging["timeout"] = json!(1);
+    hooks.push((hanging, "within its timeout of 1 s"));
+    hooks
+}
+
+fn a_start_hook_that_cannot_be_executed_or_hangs_stops_the_container() {
+    for kind in ["startContainer", "poststart"] {
+        let mut bundle = TestBundle::named(kind, &["/bin/sleep", "60"]);
+        let folder = bundle.rootfs().join("hooks");
+        let seen_as = match kind {
+            "startContainer" => Path::new("/hooks"),
+            _ => &folder,
+        };
+        for (hook, problem) in failing_hooks(&folder, seen_as) {
+            bundle.config["hooks"] = json!({ kind: [hook] });
+            let (stdio, _output) = files(&bundle.folder);
+            let mut container = bundle.create(stdio).unwrap();
+            let began = Instant::now();
+            let error = chain(&container.start().unwrap_err());
+            assert!(
+                error.contains(&format!("hooks.{kind}[0]: ")) && error.contains(problem),
+                "{error}"
+            );
+            assert!(began.elapsed() < Duration::from_secs(20));
+            wait(&container);
+            assert_eq!(container.status().unwrap(), Status::Stopped);
+            container.delete(false).unwrap();
+        }
+    }
+}
+
+fn a_poststop_hook_that_cannot_be_executed_or_hangs_is_a_warning() {
+    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let folder = bundle.folder.join("hooks");
+    let last = bundle.folder.join("last");
+    let (mut hooks, problems): (Vec<Value>, Vec<&str>) = failing_hooks(&folder, &folder).into_iter().unzip();
+    hooks.push(shell(&format!("echo > {}", last.display())));
+    bundle.config["hooks"] = json!({ "poststop": hooks });
+    let (stdio, _output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    container.delete(true).unwrap();
+    let warnings = container.take_warnings().join("\n");
+    for (index, problem) in problems.iter().enumerate() {
+        let place = format!("hooks.poststop[{index}]");
+        assert!(
+            warnings.contains(&place) && warnings.contains(problem),
+            "{warnings}"
+        );
+    }
+    assert!(last.exists() && Container::load(&bundle).is_err());
+}
+
 fn a_hook_that_hangs_is_ended_and_creation_undone() {
-    a_hook_that_hangs_is_ended("createRuntime");
+    for kind in ["prestart", "createRuntime"].iter().take(Wall::times(2)) {
+        a_hook_that_hangs_is_ended(kind);
+    }
 }
 
 fn a_hook_in_the_containers_namespaces_that_hangs_is_ended() {
@@ -185,7 +294,7 @@ fn a_hook_in_the_containers_namespaces_that_hangs_is_ended() {
 }
 
 fn a_hook_that_hangs_is_ended(kind: &str) {
-    let mut bundle = TestBundle::command(&["/bin/true"]);
+    let mut bundle = TestBundle::named(kind, &["/bin/true"]);
     let mut hook = shell("sleep 60");
     hook["timeout"] = json!(1);
     bundle.config["hooks"] = json!({ kind: [hook] });

@@ -165,6 +165,7 @@ const TESTS: &[(Reason, &[&str])] = &[
         &[
             "hooks::a_creator_that_waits_for_a_hook_gives_way_to_deletion_by_force",
             "hooks::a_hook_in_the_containers_namespaces_that_hangs_is_ended",
+            "hooks::what_cannot_be_executed_in_the_containers_namespaces_is_undone",
             "hooks::hooks_of_the_hosts_programs_run_in_the_containers_namespaces",
             "hooks::what_a_hook_in_the_containers_namespaces_refuses_is_undone",
         ],
