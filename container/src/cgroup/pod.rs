@@ -66,7 +66,9 @@ impl PodCgroup {
 
     /// Makes the cgroups with their limits, all or none. What could not be taken back is left to [`remove`](Self::remove).
     pub fn make(&self) -> Result<(), CgroupError> {
-        self.cgroup.make(&Hierarchies::mounted()?)?;
+        self.cgroup
+            .make(&Hierarchies::mounted()?)
+            .map_err(CgroupError::of_path)?;
         let limited = resources(&PodLimits::default(), &self.limits)
             .and_then(|resources| setting::apply(&self.cgroup.settings(&resources)?));
         limited.inspect_err(|_| {

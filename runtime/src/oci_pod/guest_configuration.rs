@@ -1,15 +1,16 @@
 //! A container's configuration as the engine in the guest is to have it. Paths of files are not changed here but where
 //! they are shared (`micro_vm::shared_directory`).
 
-use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use container::{ContainerId, NamespaceError, check_network_namespace};
 use rustix::fs::statfs;
 use serde_json::{Value, json};
 
 use super::membership::{attendant_of, attended_by};
+use crate::annotations::ROOT_SOURCE_ANNOTATION;
 use crate::micro_vm::pod_network::NAMESPACE;
 use crate::micro_vm::shared_directory::{has_option, is_bind};
 
@@ -25,6 +26,21 @@ const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "postst
 /// Why a configuration means nothing in a guest.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestConfigurationError {
+    /// A root file system that is not there.
+    #[error("root.path: cannot open the root file system {}", path.display())]
+    Root {
+        /// Its path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A root file system that is something else.
+    #[error("root.path: {}: is not a folder", path.display())]
+    RootIsNoFolder {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A network namespace that is none.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
@@ -90,9 +106,17 @@ pub enum GuestConfigurationError {
     },
 }
 
+/// What else comes of a configuration that was made to fit.
+#[derive(Debug, Default)]
+pub struct Fitted {
+    /// The name of the memory that the container is to have at `/dev/shm` with all others that are given it.
+    pub shared_memory: Option<String>,
+    /// What was left out, and why.
+    pub warnings: Vec<String>,
+}
+
 /// Changes what the guest is to have otherwise than the host, and refuses what it cannot have. `root` is where the
-/// containers that it may join are written down, those of `sandbox`; relative paths are of `bundle`. Gives the name of the
-/// memory that the container is to have at `/dev/shm` with all others that are given it.
+/// containers that it may join are written down, those of `sandbox`; relative paths are of `bundle`.
 ///
 /// # Errors
 /// With the field that means nothing in a guest.
@@ -101,22 +125,63 @@ pub fn fit_for_guest(
     bundle: &Path,
     root: &Path,
     sandbox: &ContainerId,
-) -> Result<Option<String>, GuestConfigurationError> {
+) -> Result<Fitted, GuestConfigurationError> {
+    check_root(config, bundle)?;
     join_namespaces(config, root, sandbox)?;
     leave_hooks_to_the_host(config)?;
     if config.pointer("/linux/seccomp/listenerPath").is_some_and(is_said) {
         return Err(GuestConfigurationError::SeccompListener);
     }
     let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
-    let mut shared_memory = None;
+    let mut fitted = Fitted::default();
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
-        fit_mount(index, mount, bundle, &mut shared_memory)?;
+        fit_mount(index, mount, bundle, &mut fitted.shared_memory)?;
+    }
+    if let Some(process) = config.get_mut("process") {
+        fitted.warnings = leave_labels_out(process);
+    }
+    if let Some(linux) = config.get_mut("linux") {
+        fitted.warnings.extend(leave_out(linux, "linux", "mountLabel"));
     }
     // It says where the machine is on the host. In the guest each further parent would be a cgroup to make.
     if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
         linux.remove("cgroupsPath");
     }
-    Ok(shared_memory)
+    Ok(fitted)
+}
+
+/// Takes the labels of security modules from a process: they are of the host's policy, which the guest's kernel does not
+/// have. The virtual machine is what confines the process. Gives what was left out, and why.
+pub fn leave_labels_out(process: &mut Value) -> Vec<String> {
+    ["apparmorProfile", "selinuxLabel"]
+        .into_iter()
+        .filter_map(|name| leave_out(process, "process", name))
+        .collect()
+}
+
+/// An empty label is none.
+fn leave_out(part: &mut Value, place: &str, name: &str) -> Option<String> {
+    let label = part.as_object_mut()?.remove(name)?;
+    let label = label.as_str().filter(|label| !label.is_empty())?;
+    Some(format!(
+        "{place}.{name}: {label:?} is left out: it is of the host's policy, which the guest's kernel does not have"
+    ))
+}
+
+/// Refuses a root that is no folder, unless a disk is the root.
+fn check_root(config: &Value, bundle: &Path) -> Result<(), GuestConfigurationError> {
+    let annotations = config.get("annotations");
+    let has_disk = annotations.is_some_and(|annotations| annotations.get(ROOT_SOURCE_ANNOTATION).is_some());
+    let path = config.pointer("/root/path").and_then(Value::as_str);
+    let Some(path) = path.filter(|_| !has_disk) else {
+        return Ok(());
+    };
+    let path = bundle.join(path);
+    match fs::metadata(&path) {
+        Ok(root) if root.is_dir() => Ok(()),
+        Ok(_) => Err(GuestConfigurationError::RootIsNoFolder { path }),
+        Err(source) => Err(GuestConfigurationError::Root { path, source }),
+    }
 }
 
 fn is_said(value: &Value) -> bool {
@@ -241,6 +306,54 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn labels_of_the_hosts_policy_are_left_out_with_a_warning() {
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        config["process"] =
+            json!({"apparmorProfile": "docker-default", "selinuxLabel": "a:b:c:d", "cwd": "/"});
+        config["linux"]["mountLabel"] = json!("a:b:c:d");
+        let (root, sandbox) = (Path::new("/nonexistent"), "pod".parse().unwrap());
+        let fitted = fit_for_guest(&mut config, Path::new("/"), root, &sandbox).unwrap();
+        assert_eq!(config["process"], json!({"cwd": "/"}));
+        assert!(config["linux"].get("mountLabel").is_none());
+        let places: Vec<&str> = fitted
+            .warnings
+            .iter()
+            .filter_map(|warning| warning.split_once(": ").map(|(place, _)| place))
+            .collect();
+        let expected = [
+            "process.apparmorProfile",
+            "process.selinuxLabel",
+            "linux.mountLabel",
+        ];
+        assert_eq!(places, expected);
+        assert!(fitted.warnings[0].contains("docker-default"));
+        // None is asked for by an empty one.
+        let mut process = json!({"apparmorProfile": "", "selinuxLabel": null});
+        assert!(leave_labels_out(&mut process).is_empty());
+        assert_eq!(process, json!({}));
+    }
+
+    #[test]
+    fn a_root_that_is_no_folder_is_refused_unless_a_disk_is_the_root() {
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        for (path, problem) in [
+            (
+                "no/such/folder",
+                "root.path: cannot open the root file system /no/such/folder",
+            ),
+            (
+                "/proc/self/status",
+                "root.path: /proc/self/status: is not a folder",
+            ),
+        ] {
+            config["root"] = json!({"path": path});
+            assert_eq!(fitted(config.clone()).unwrap_err().to_string(), problem);
+        }
+        config["annotations"] = json!({ROOT_SOURCE_ANNOTATION: "/image"});
+        fitted(config).unwrap();
+    }
+
     fn fitted(mut config: Value) -> Result<Value, GuestConfigurationError> {
         let sandbox = "pod".parse().unwrap();
         fit_for_guest(&mut config, Path::new("/"), Path::new("/nonexistent"), &sandbox).map(|_| config)
@@ -351,7 +464,8 @@ mod tests {
         // The same folder is the same memory, by whatever path.
         config["mounts"][0]["source"] = json!("dev/shm/.");
         let again = fit_for_guest(&mut config, Path::new("/"), Path::new("/"), &sandbox);
-        assert!(name.is_some() && name == again.unwrap());
+        let (name, again) = (name.shared_memory, again.unwrap().shared_memory);
+        assert!(name.is_some() && name == again);
         assert_eq!(fit.pointer("/mounts/0/type").unwrap(), "tmpfs");
         let options = fit.pointer("/mounts/0/options").unwrap().to_string();
         assert!(

@@ -82,7 +82,8 @@ pub(super) fn make(
             sandbox
         }
     };
-    let shared_memory = fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
+    let fitted = fit_for_guest(&mut fit, directory, &global.root, sandbox)?;
+    fitted.warnings.iter().for_each(|warning| log.warning(warning));
     disks::check(&config, directory)?;
 
     let folder = Folder::create(&global.root, &creation.id)?;
@@ -91,7 +92,7 @@ pub(super) fn make(
         bundle,
         config,
         fit,
-        shared_memory: shared_memory.unwrap_or_default(),
+        shared_memory: fitted.shared_memory.unwrap_or_default(),
         membership,
         folder: &folder,
         global,

@@ -12,6 +12,7 @@ use crate::oci_cli::foreground::{Foreground, take_our_size};
 use crate::oci_cli::log::Log;
 use crate::oci_cli::{GlobalOptions, OciError, descriptors};
 use crate::oci_pod::attendant::{Attendant, AttendantPlan, AttendantStdio, Attended, ProcessPlan};
+use crate::oci_pod::guest_configuration::leave_labels_out;
 use crate::oci_pod::sandbox::machine_files;
 use crate::terminal::TerminalSize;
 use crate::unused_name::unused_name;
@@ -52,13 +53,17 @@ pub(super) fn exec(arguments: &ExecArguments, global: &GlobalOptions, log: &Log)
     } else {
         (AttendantStdio::Inherited, None)
     };
+    let mut process = serde_json::to_value(&process).map_err(GuestError::Request)?;
+    for warning in leave_labels_out(&mut process) {
+        log.warning(&warning);
+    }
     let plan = AttendantPlan {
         machine: found.sandbox()?.machine,
         files: machine_files(&found.sandbox_folder).directory().to_owned(),
         attended: Attended::Process(ProcessPlan {
             container: found.container.id.clone(),
             name: unused_name().map_err(GuestError::Random)?,
-            process: serde_json::to_value(&process).map_err(GuestError::Request)?,
+            process,
             container_attendant: found.container.attendant,
         }),
         ends_machine: false,
