@@ -5,6 +5,7 @@ use oci_spec::runtime::{
     MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
 };
 
+use crate::kernel::seccomp::takes_filter_flags;
 use crate::plan::{CAPABILITIES, HOOKS, Namespace, mount_option_words};
 
 /// The latest version of the runtime specification that the engine knows.
@@ -12,7 +13,7 @@ pub const OCI_VERSION: &str = "1.3.0";
 const OLDEST_OCI_VERSION: &str = "1.0.0";
 
 /// What the engine recognizes, read from the tables it works with. Whether this host's kernel has it too is another
-/// matter.
+/// matter, but for the flags of system call filters, of which the specification wants to know that too.
 pub fn features() -> Features {
     let mut cgroup = Cgroup::default();
     cgroup
@@ -27,6 +28,11 @@ pub fn features() -> Features {
     mount_extensions.set_idmap(Some(id_map));
     let mut net_devices = NetDevices::default();
     net_devices.set_enabled(Some(true));
+    let (mut apparmor, mut selinux) = (Apparmor::default(), Selinux::default());
+    apparmor.set_enabled(Some(true));
+    selinux.set_enabled(Some(true));
+    let mut intel_rdt = IntelRdt::default();
+    intel_rdt.set_enabled(Some(false));
     let mut linux = LinuxFeature::default();
     linux
         .set_namespaces(Some(namespaces()))
@@ -38,9 +44,9 @@ pub fn features() -> Features {
         ))
         .set_cgroup(Some(cgroup))
         .set_seccomp(Some(seccomp()))
-        .set_apparmor(Some(without_apparmor()))
-        .set_selinux(Some(without_selinux()))
-        .set_intel_rdt(Some(without_intel_rdt()))
+        .set_apparmor(Some(apparmor))
+        .set_selinux(Some(selinux))
+        .set_intel_rdt(Some(intel_rdt))
         .set_memory_policy(Some(memory_policy()))
         .set_net_devices(Some(net_devices))
         .set_mount_extensions(Some(mount_extensions));
@@ -54,12 +60,28 @@ pub fn features() -> Features {
     features
 }
 
+/// The flags that a profile may have, as the kernel takes each.
+const FILTER_FLAGS: [(&str, libc::c_ulong); 4] = [
+    ("TSYNC", libc::SECCOMP_FILTER_FLAG_TSYNC),
+    ("LOG", libc::SECCOMP_FILTER_FLAG_LOG),
+    ("SPEC_ALLOW", libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW),
+    (
+        "WAIT_KILLABLE_RECV",
+        libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    ),
+];
+
 /// Every action, comparison and flag of the specification; the system call tables of one kernel.
 fn seccomp() -> Seccomp {
     use LinuxSeccompAction::*;
     let comparisons = ["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"];
-    let flags = ["TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"]
-        .map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}"));
+    let name = |flag: &str| format!("SECCOMP_FILTER_FLAG_{flag}");
+    let flags = FILTER_FLAGS.map(|(flag, _)| name(flag));
+    let supported = FILTER_FLAGS
+        .iter()
+        .filter(|(_, bits)| takes_filter_flags(*bits))
+        .map(|(flag, _)| name(flag))
+        .collect();
     let mut seccomp = Seccomp::default();
     seccomp
         .set_enabled(Some(true))
@@ -85,7 +107,7 @@ fn seccomp() -> Seccomp {
             Arch::ScmpArchX86,
         ]))
         .set_known_flags(Some(flags.to_vec()))
-        .set_supported_flags(Some(flags.to_vec()));
+        .set_supported_flags(Some(supported));
     seccomp
 }
 
@@ -115,22 +137,6 @@ fn namespaces() -> Vec<LinuxNamespaceType> {
         .filter_map(|kind| LinuxNamespaceType::try_from(kind.name()).ok())
         .collect()
 }
-
-macro_rules! without {
-    ($($name:ident: $part:ty),* $(,)?) => {
-        $(fn $name() -> $part {
-            let mut part = <$part>::default();
-            part.set_enabled(Some(false));
-            part
-        })*
-    };
-}
-
-without!(
-    without_apparmor: Apparmor,
-    without_selinux: Selinux,
-    without_intel_rdt: IntelRdt,
-);
 
 #[cfg(test)]
 mod tests {
@@ -210,6 +216,17 @@ mod tests {
             "syscalls": [{ "names": ["getcwd"], "action": "SCMP_ACT_ERRNO" }]
         });
         assert!(is_accepted("/linux/seccomp", profile));
+    }
+
+    #[test]
+    fn a_flag_that_this_kernel_does_not_know_is_not_supported() {
+        assert!(takes_filter_flags(libc::SECCOMP_FILTER_FLAG_TSYNC));
+        assert!(!takes_filter_flags(1 << 20));
+        let seccomp = &claims()["linux"]["seccomp"];
+        let known = seccomp["knownFlags"].as_array().unwrap();
+        for flag in seccomp["supportedFlags"].as_array().unwrap() {
+            assert!(known.contains(flag), "{flag}");
+        }
     }
 
     #[test]

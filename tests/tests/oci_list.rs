@@ -104,8 +104,22 @@ fn features_are_told_in_the_words_of_the_specification() {
     let Some(containers) = Containers::new() else {
         return;
     };
-    let features = containers.json(&["features"]);
+    // Without a word it is the default wall's, which another program knows.
+    for wall in [&["features"][..], &["features", "--isolation", "microvm"]] {
+        let features = containers.json(wall);
+        assert_eq!(features["annotations"]["dev.bulkhead.isolation"], "microvm");
+        assert_eq!(features["linux"]["cgroup"]["v1"], false);
+        assert!(
+            !features["hooks"]
+                .as_array()
+                .unwrap()
+                .contains(&json!("createContainer"))
+        );
+    }
+    let features = containers.json(&["features", "--isolation", "shared-kernel"]);
     assert_eq!(features["ociVersionMin"], "1.0.0");
+    let unsafe_annotations = features["potentiallyUnsafeConfigAnnotations"].as_array().unwrap();
+    assert!(unsafe_annotations.contains(&json!("dev.bulkhead.")));
     let linux = &features["linux"];
     assert_eq!(
         (&linux["cgroup"]["v1"], &linux["cgroup"]["v2"]),

@@ -36,3 +36,12 @@ pub(crate) fn set_filter(
     // SAFETY: the kernel returned a fresh descriptor that nothing else owns.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(returned as RawFd) }))
 }
+
+/// Whether the kernel knows these flags (`SECCOMP_FILTER_FLAG_*`), which it looks at before it looks for the program. There
+/// is none, so nothing changes.
+pub(crate) fn takes_filter_flags(flags: libc::c_ulong) -> bool {
+    let none: *const libc::sock_fprog = std::ptr::null();
+    // SAFETY: without a program the call fails and neither reads nor writes memory of ours.
+    let returned = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, none) };
+    checked(returned).err() == Some(Errno::FAULT)
+}

@@ -249,7 +249,7 @@ impl Verb {
             Verb::Ps(arguments) => arguments.run(global),
             Verb::List(arguments) => arguments.run(global, log),
             Verb::Spec(arguments) => arguments.run(global),
-            Verb::Features(arguments) => arguments.run(),
+            Verb::Features(arguments) => arguments.run(global),
         }
         .map(|()| 0)
     }

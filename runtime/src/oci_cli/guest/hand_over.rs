@@ -42,7 +42,7 @@ pub(in crate::oci_cli) fn configured_isolation(_: &GlobalOptions) -> Result<Opti
 }
 
 /// Executes the same command line there. Returns only on failure.
-fn hand_over<T>() -> Result<T, OciError> {
+pub(in crate::oci_cli) fn hand_over<T>() -> Result<T, OciError> {
     let own = container::own_program_path().unwrap_or_default();
     let program = own.with_file_name(ATTENDANT);
     let source = Command::new(&program).args(std::env::args_os().skip(1)).exec();

@@ -6,7 +6,7 @@
 #[cfg(not(feature = "microvm"))]
 mod hand_over;
 #[cfg(not(feature = "microvm"))]
-pub(super) use hand_over::{configured_isolation, create, run, run_container};
+pub(super) use hand_over::{configured_isolation, create, hand_over, run, run_container};
 
 #[cfg(feature = "microvm")]
 mod verbs;
