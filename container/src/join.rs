@@ -117,6 +117,7 @@ impl Joining<'_> {
             process::set_oom_score_adjustment(score)?;
         }
         process::hide_memory()?;
+        process::label_the_program(&self.process.labels)?;
         self.enter_namespaces()?;
         if let Some(root) = &self.root {
             fchdir(root)

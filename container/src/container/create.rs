@@ -25,8 +25,8 @@ use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::network::move_devices;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
-use crate::process;
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
+use crate::process::{self, SecurityModules};
 use crate::procfs;
 use crate::rootfs::Sources;
 use crate::state::{
@@ -37,6 +37,7 @@ use crate::state::{
 /// [`start`](Container::start).
 pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     let plan = Plan::new(options.bundle, options.id)?;
+    SecurityModules::of_this_kernel().check(&plan.process.labels, plan.mount_label.as_deref())?;
     check_streams(&plan.process, &options.stdio, options.console_socket)?;
     check_threads()?;
     if let Some(agent) = plan.seccomp.as_ref().and_then(|seccomp| seccomp.agent.as_ref()) {

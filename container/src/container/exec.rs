@@ -27,7 +27,7 @@ use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan, SpecError};
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
-use crate::process::{self, CommandFailure, messages};
+use crate::process::{self, CommandFailure, SecurityModules, messages};
 use crate::seccomp::{AgentPlan, SeccompPlan};
 use crate::state::{OciState, StateError, Status};
 
@@ -281,6 +281,7 @@ impl Container {
         let namespaces = NamespacePlan::new(linux)?;
         let execution = ExecutionPlan::new(linux)?;
         let filter = linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?;
+        SecurityModules::of_this_kernel().check(&process.labels, None)?;
         check_streams(&process, &options.stdio, options.console_socket)?;
         super::create::check_threads()?;
         let container = self.running_process(options.although_paused)?;

@@ -212,6 +212,8 @@ impl Init<'_> {
             (None, Some(files)) => Streams::Files(files),
             (None, None) => Streams::Inherited,
         };
+        // After the hooks of the host, which are nobody's to confine, and while its `/proc` is still there.
+        process::label_the_program(&plan.process.labels)?;
         process::write_sysctl(&plan.sysctl)?;
         process::make_working_directory(&root, &plan.process.working_directory)?;
         unsealed.seal()?;

@@ -93,6 +93,7 @@ fn config() -> Value {
             "args": ["/bin/sh"],
             "cwd": "/work",
             "noNewPrivileges": true,
+            "apparmorProfile": "",
             "capabilities": {
                 "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"],
                 "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"],
@@ -290,6 +291,13 @@ fn descriptors_are_closed_before_the_wait_and_marked_before_anything_else() {
 fn the_working_folder_is_entered_with_the_rights_of_root_and_within_the_new_root() {
     let order = Order::of(&[]);
     order.is(&["unmount . DETACH", "fchdir /work", "setgroups"]);
+}
+
+#[test]
+fn the_program_is_labelled_while_the_callers_proc_is_there_and_privileges_too() {
+    let order = Order::of(&[("/process/apparmorProfile", json!("docker-default"))]);
+    let label = "write self/attr/apparmor/exec exec docker-default";
+    order.is(&[label, "pivot_root . .", "setresuid 1000", "execve"]);
 }
 
 #[test]

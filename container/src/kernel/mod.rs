@@ -6,6 +6,7 @@ pub(crate) mod clone3;
 pub(crate) mod close_range;
 pub(crate) mod execve;
 pub(crate) mod keyring;
+pub(crate) mod label;
 mod loopback;
 pub(crate) mod memory_policy;
 pub(crate) mod mount_setattr;

@@ -8,6 +8,7 @@ mod capabilities;
 mod devices;
 mod execution;
 mod hooks;
+mod labels;
 mod map_order;
 mod mount_options;
 mod mounts;
@@ -27,6 +28,7 @@ pub(crate) use capabilities::{CAPABILITIES, CapabilityPlan};
 pub(crate) use devices::DeviceNode;
 pub(crate) use execution::ExecutionPlan;
 pub(crate) use hooks::{HOOKS, Hook, HookPlan};
+pub(crate) use labels::LabelPlan;
 pub(crate) use map_order::by_key;
 use mount_options::propagation_flag;
 pub(crate) use mount_options::{AttributeChange, MS_LAZYTIME, MountOptions, mount_option_words};
@@ -54,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
     pub(crate) mounts: Vec<MountPlan>,
+    /// What the mounts that are made for the container are labelled with, which is among their options too.
+    pub(crate) mount_label: Option<String>,
     /// None when the configuration brings a `/dev` of its own, which is then left as it is.
     pub(crate) devices: Option<Vec<DeviceNode>>,
     pub(crate) masked_paths: Vec<ListedPath>,
@@ -118,11 +122,15 @@ impl Plan {
             .process()
             .as_ref()
             .ok_or_else(|| SpecError::missing("process"))?;
-        let mounts = mounts::plan(
+        let mut mounts = mounts::plan(
             bundle.directory(),
             spec.mounts().as_deref().unwrap_or_default(),
             &namespaces,
         )?;
+        let mount_label = labels::mount_label(linux)?;
+        if let Some(label) = &mount_label {
+            labels::label_mounts(&mut mounts, label);
+        }
         let hostname = named(spec.hostname(), "hostname", &namespaces)?;
         let domainname = named(spec.domainname(), "domainname", &namespaces)?;
         let owns_device_folder = !mounts.iter().any(MountPlan::replaces_device_folder);
@@ -147,6 +155,7 @@ impl Plan {
             warnings,
             namespaces,
             mounts,
+            mount_label,
         })
     }
 }

@@ -7,7 +7,7 @@ use oci_spec::runtime::{Process, User};
 use rustix::process::{Gid, Uid};
 
 use super::spec_error::c_string;
-use super::{CapabilityPlan, ResourceLimit, SchedulingPlan, SpecError, rlimits};
+use super::{CapabilityPlan, LabelPlan, ResourceLimit, SchedulingPlan, SpecError, rlimits};
 
 /// The program and what it runs as.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) scheduling: SchedulingPlan,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adjustment: Option<i32>,
+    pub(crate) labels: LabelPlan,
     pub(crate) terminal: Option<Option<WindowSize>>,
 }
 
@@ -80,6 +81,7 @@ impl ProcessPlan {
             scheduling: SchedulingPlan::new(process)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adjustment,
+            labels: LabelPlan::new(process)?,
             terminal: terminal(process)?,
         })
     }

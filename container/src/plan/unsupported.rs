@@ -19,43 +19,10 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), SpecError> {
     if let Some(linux) = spec.linux() {
         refuse_of_linux(linux, &mut present);
     }
-    refuse_labels(spec)?;
     match fields.first() {
         Some(field) => Err(SpecError::unsupported(*field)),
         None => Ok(()),
     }
-}
-
-/// Profiles and labels of security modules. None asked for is what a container gets.
-fn refuse_labels(spec: &Spec) -> Result<(), SpecError> {
-    let process = spec.process().as_ref();
-    let labels = [
-        (
-            process.and_then(|process| process.apparmor_profile().as_ref()),
-            "process.apparmorProfile",
-            "AppArmor",
-        ),
-        (
-            process.and_then(|process| process.selinux_label().as_ref()),
-            "process.selinuxLabel",
-            "SELinux",
-        ),
-        (
-            spec.linux()
-                .as_ref()
-                .and_then(|linux| linux.mount_label().as_ref()),
-            "linux.mountLabel",
-            "SELinux",
-        ),
-    ];
-    for (label, field, module) in labels {
-        if let Some(label) = label.filter(|label| !label.is_empty()) {
-            let problem =
-                format!("`{label}` cannot be applied: this engine does not use {module}; remove it");
-            return Err(SpecError::invalid(field, problem));
-        }
-    }
-    Ok(())
 }
 
 fn refuse_of_linux(linux: &Linux, present: &mut impl FnMut(bool, &'static str)) {

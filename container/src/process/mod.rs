@@ -11,6 +11,7 @@ mod identity;
 mod limits;
 mod outside;
 mod ready;
+mod security_module;
 mod set_up_error;
 mod terminal;
 
@@ -29,6 +30,7 @@ pub(crate) use identity::{
 pub(crate) use limits::{set_oom_score_adjustment, write_sysctl};
 pub(crate) use outside::{Inside, Outside, take_on_outside};
 pub(crate) use ready::{Ready, close_everything_but};
+pub(crate) use security_module::{SecurityModules, label_the_program};
 pub(crate) use set_up_error::SetUpError;
 pub(crate) use terminal::{Terminal, open_terminal};
 

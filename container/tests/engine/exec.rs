@@ -21,6 +21,7 @@ crate::tests!(
     a_process_joins_a_container_that_was_not_started,
     a_container_that_stopped_cannot_be_joined,
     what_cannot_be_executed_is_told_as_a_shell_would,
+    a_label_that_would_confine_nothing_is_refused,
     a_working_directory_cannot_lead_out,
     a_process_has_a_terminal,
     descriptors_are_kept_only_where_that_is_asked_for,
@@ -214,6 +215,35 @@ fn what_cannot_be_executed_is_told_as_a_shell_would() {
         assert_eq!(error.command_failure(), Some(failure), "{}", chain(&error));
     }
     assert_eq!(container.processes().unwrap().len(), 1);
+    end(container);
+}
+
+fn a_label_that_would_confine_nothing_is_refused() {
+    let is_enabled = [
+        "/sys/module/apparmor/parameters/enabled",
+        "/sys/fs/selinux/enforce",
+    ]
+    .map(|file| fs::exists(file).unwrap());
+    if is_enabled != [false, false] {
+        println!("SKIPPED: this kernel has a security module enabled");
+        return;
+    }
+    let bundle = idle();
+    let container = running(&bundle);
+    for (member, field) in [
+        ("apparmorProfile", "process.apparmorProfile: `some-label`"),
+        ("selinuxLabel", "process.selinuxLabel: `some-label`"),
+    ] {
+        let process = process(&container, &["/bin/true"], |process| {
+            process[member] = json!("some-label")
+        });
+        let error = chain(&exec(&bundle, &container, &process).unwrap_err());
+        assert!(error.contains(field), "{error}");
+    }
+    let unconfined = process(&container, &["/bin/true"], |process| {
+        process["apparmorProfile"] = json!("unconfined");
+    });
+    assert_eq!(exec(&bundle, &container, &unconfined).unwrap().code, 0);
     end(container);
 }
 

@@ -14,6 +14,7 @@ pub(crate) enum Reason {
     NetworkDevices,
     CreateContainerHooks,
     SeccompAgents,
+    HostPolicy,
     Descriptors,
     Sockets,
     Overlays,
@@ -41,6 +42,7 @@ impl fmt::Display for Reason {
             Reason::NetworkDevices => "it moves a network device of the host's",
             Reason::CreateContainerHooks => "createContainer hooks are refused",
             Reason::SeccompAgents => "seccomp agents are refused",
+            Reason::HostPolicy => "labels are of the host's policy, and left out for a guest",
             Reason::Descriptors => "descriptors of the caller cannot be handed into a machine",
             Reason::Sockets => "sockets of the host cannot be bound into a machine",
             Reason::Overlays => "layers of an overlay are folders of the host, and refused",
@@ -180,6 +182,10 @@ const TESTS: &[(Reason, &[&str])] = &[
             "seccomp::an_agent_may_get_every_call_there_is",
             "seccomp::without_an_agent_nothing_is_created",
         ],
+    ),
+    (
+        Reason::HostPolicy,
+        &["exec::a_label_that_would_confine_nothing_is_refused"],
     ),
     (
         Reason::Descriptors,

@@ -59,11 +59,11 @@ pub(super) struct ExecArguments {
     /// Join a paused container too, and wait until it goes on
     #[arg(long)]
     ignore_paused: bool,
-    /// An AppArmor profile; this kernel's support is not used, so only an empty one is accepted
-    #[arg(long, value_name = "PROFILE", hide = true)]
+    /// The AppArmor profile that confines it
+    #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
-    /// An SELinux label; this kernel's support is not used, so only an empty one is accepted
-    #[arg(long, value_name = "LABEL", hide = true)]
+    /// The SELinux label that it has
+    #[arg(long, value_name = "LABEL")]
     process_label: Option<String>,
 }
 

@@ -23,6 +23,7 @@ pub(crate) use super::{
     close_range::{close_all_but_stdio_and, close_on_exec_all_but_stdio_and},
     execve::execve,
     keyring::begin_session_keyring,
+    label::write_label,
     loopback::bring_loopback_up,
     mount_setattr::mount_setattr,
     seccomp::set_filter,

@@ -17,7 +17,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use crate::kernel::execve::StringArray;
 use crate::kernel::mount_setattr::{MountAttributes, attribute};
-use crate::kernel::{close_range, execve as own_execve, keyring, loopback, seccomp, signal_disposition};
+use crate::kernel::{
+    close_range, execve as own_execve, keyring, label, loopback, seccomp, signal_disposition,
+};
 
 thread_local! {
     static RECORD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
@@ -117,6 +119,9 @@ calls! {
     fn setsid() -> Pid { "setsid".to_owned(), otherwise rustix::process::setsid, and it is Ok(Pid::INIT) }
     fn begin_session_keyring() -> () {
         "keyctl".to_owned(), otherwise keyring::begin_session_keyring, and it is Ok(())
+    }
+    fn write_label(file: &str, text: &str) -> () {
+        format!("write {file} {text}"), otherwise label::write_label, and it is Ok(())
     }
     fn setrlimit(resource: Resource, limit: Rlimit) -> () {
         "setrlimit".to_owned(), otherwise rustix::process::setrlimit, and it is Ok(())
