@@ -164,7 +164,6 @@ impl Creation<'_> {
         }
         // What will exist is written down before it does.
         self.directory.write(&record)?;
-        self.directory.write_configuration(self.options.bundle.spec())?;
         self.cgroup
             .make_unified(hierarchies)
             .map_err(CgroupError::of_path)?;
@@ -203,6 +202,8 @@ impl Creation<'_> {
             move_devices(&self.plan.net_devices, network.as_fd())?;
         }
         self.state.pid = Some(pid);
+        // For processes that join later, and not for deleting: there is time while the container's process mounts.
+        self.directory.write_configuration(self.options.bundle.spec())?;
         let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
         if let Some(made) = &made {
             pid = self.see_it_made(made, &channel)?;
