@@ -118,9 +118,18 @@ impl View {
                 bind: bind.map(|source| (mount.clone(), plan.bundle.join(source))),
             })
         });
+        // In an empty folder, which the root may be, there is no place for any.
+        let mut empty: Vec<PathBuf> = Vec::new();
+        let mounts = mounts.filter(|mount| {
+            let has_place =
+                root.is_some() && !empty.iter().any(|folder| is_below(&mount.destination, folder));
+            if has_place && mount.bind.is_none() {
+                empty.push(mount.destination.clone());
+            }
+            has_place
+        });
         Self::Made(Made {
-            // In an empty root there is no place for any.
-            mounts: root.iter().flat_map(|_| mounts.clone()).collect(),
+            mounts: mounts.collect(),
             root,
             network: plan.network.clone(),
         })
@@ -142,6 +151,10 @@ impl View {
             Self::Of(attendant) => enter_that_of(attendant),
         }
     }
+}
+
+fn is_below(path: &Path, folder: &Path) -> bool {
+    path != folder && path.starts_with(folder)
 }
 
 /// The namespaces that are not the host's, beside that of the network.
@@ -323,6 +336,7 @@ mod tests {
             "mounts": [
                 { "type": "proc", "destination": "/proc", "source": "proc" },
                 { "type": "tmpfs", "destination": "/not/there" },
+                { "type": "bind", "destination": "/proc/old", "source": "data" },
                 { "type": "bind", "destination": "/link", "source": "data" },
                 { "type": "bind", "destination": "/etc", "options": ["remount", "bind", "ro"] },
             ]
