@@ -2,6 +2,10 @@
 //!
 //! Who makes it tells it what to attend to, on a socket that it inherits; it makes the process in the guest, and answers
 //! how that went. Then it is told to keep the process: if its maker dies before, nothing is left of either.
+//!
+//! It has two threads. Clients take its pid for the container's and join the namespaces they find by it, which are those of
+//! its first thread: that one shows them what the host has of the container (`view.rs`) and does nothing else. The second
+//! thread does all the rest, where the caller of the command line is.
 
 mod last_words;
 mod plan;
