@@ -43,7 +43,12 @@ fn with_own_mounts(work: impl FnOnce() + Send) {
     });
 }
 
-/// A file system of this size, until the namespace goes.
+/// Takes one away, so that the folder can be removed.
+fn unmount(folder: &Path) {
+    finish(Command::new("umount").arg("--lazy").arg(folder)).expect(0);
+}
+
+/// A file system of this size.
 fn mount_small(folder: &Path, size: &str) {
     fs::create_dir_all(folder).unwrap();
     let option = format!("size={size}");
@@ -73,6 +78,7 @@ fn a_folder_of_states_without_room_keeps_nothing_of_a_container() {
             "No space left",
         ]);
         assert_eq!(fs::read_dir(&states).unwrap().count(), 0);
+        unmount(&states);
     });
 }
 
@@ -182,5 +188,6 @@ fn a_container_outlives_its_network_a_full_volume_and_its_bundle() {
             thread::sleep(Duration::from_millis(20));
         }
         bundle.on("delete", &[]).expect(0);
+        unmount(&volume);
     });
 }
