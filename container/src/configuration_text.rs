@@ -1,7 +1,7 @@
 //! Reading configurations. What the types for them do not take, and yet is right or customary, is put into words that they
 //! do take.
 
-use oci_spec::runtime::{Capability, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -37,36 +37,53 @@ pub fn read_process(text: &[u8]) -> Result<(Process, Vec<String>), Misfit> {
     read(text, relax_process)
 }
 
+/// Reads limits as a configuration has them in `linux.resources`, from a document of their own.
+///
+/// # Errors
+/// When those are no limits.
+pub fn read_resources(document: &Value) -> Result<LinuxResources, Misfit> {
+    read_naming_places(&text_of(document)?)
+}
+
 /// `relax` changes what the types do not take, and returns whether there was anything.
 fn read<T: DeserializeOwned>(
     text: &[u8],
     relax: impl FnOnce(&mut Value, &mut Vec<String>) -> bool,
 ) -> Result<(T, Vec<String>), Misfit> {
-    let source = match serde_json::from_slice(text) {
-        Ok(read) => return Ok((read, Vec::new())),
-        Err(source) => source,
-    };
-    let misfit = |error: serde_path_to_error::Error<serde_json::Error>| Misfit {
-        field: error.path().to_string(),
-        source: error.into_inner(),
-    };
+    if let Ok(read) = serde_json::from_slice(text) {
+        return Ok((read, Vec::new()));
+    }
     let mut warnings = Vec::new();
     if let Ok(mut document) = serde_json::from_slice::<Value>(text)
         && relax(&mut document, &mut warnings)
     {
-        let read = serde_path_to_error::deserialize(document).map_err(misfit)?;
-        return Ok((read, warnings));
+        return Ok((read_naming_places(&text_of(&document)?)?, warnings));
     }
-    // The document is read again only to say where it is wrong.
+    // It is read again only to say where it is wrong.
+    Ok((read_naming_places(text)?, warnings))
+}
+
+/// Always from a text: for documents in memory all of the types' readers would be in the program once more.
+fn read_naming_places<T: DeserializeOwned>(text: &[u8]) -> Result<T, Misfit> {
     let mut document = serde_json::Deserializer::from_slice(text);
-    Err(match serde_path_to_error::deserialize::<_, T>(&mut document) {
-        Err(error) => misfit(error),
-        // It is right, and more follows.
-        Ok(_) => Misfit {
-            field: ".".to_owned(),
-            source,
-        },
-    })
+    let read = serde_path_to_error::deserialize(&mut document).map_err(|error| Misfit {
+        field: error.path().to_string(),
+        source: error.into_inner(),
+    })?;
+    // What follows is no part of it.
+    document.end().map_err(whole)?;
+    Ok(read)
+}
+
+fn text_of(document: &Value) -> Result<Vec<u8>, Misfit> {
+    serde_json::to_vec(document).map_err(whole)
+}
+
+fn whole(source: serde_json::Error) -> Misfit {
+    Misfit {
+        field: ".".to_owned(),
+        source,
+    }
 }
 
 fn relax_process(process: &mut Value, warnings: &mut Vec<String>) -> bool {

@@ -62,7 +62,7 @@ pub use cgroup::{
     HugepageStatistics, MemoryStatistics, MemoryUse, MountedCgroups, OutOfMemoryWatch, PodCgroup, PodLimits,
     Pressure, PressureData, ProcessStatistics, Statistics, Throttling, mounted_cgroups, pass_on_controllers,
 };
-pub use configuration_text::{Misfit, read_process};
+pub use configuration_text::{Misfit, read_process, read_resources};
 pub use container::{
     ConsoleSocketError, Container, CreateError, CreateOptions, DeleteError, ExecError, ExecOptions, Executed,
     InitFailure, KillError, PauseError, PidFileError, ProcessError, SeccompAgentError, StartError, Stdio,

@@ -174,10 +174,10 @@ impl UpdateArguments {
             Some(path) => (read(path)?, path.as_path()),
             None => (self.limits.document(), Path::new("options")),
         };
-        serde_path_to_error::deserialize(changes).map_err(|error| ResourcesError::Parse {
+        container::read_resources(&changes).map_err(|misfit| ResourcesError::Parse {
             path: path.to_owned(),
-            field: error.path().to_string(),
-            source: error.into_inner(),
+            field: misfit.field,
+            source: misfit.source,
         })
     }
 }
