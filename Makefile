@@ -32,8 +32,8 @@ test: testable ## every test, with a count
 # Clients that the tests drive the OCI command line with.
 testable: PACKAGES += containerd containernetworking-plugins docker.io e2fsprogs netavark podman
 testable: deps build kernel ## what the tests expect in out/
-	@cargo build --release --locked -p avx-switch
-	@install -m 755 $(RELEASE)/avx-switch $(BIN)
+	@cargo build --release --locked -p avx-switch -p kernel-timers
+	@install -m 755 $(addprefix $(RELEASE)/,avx-switch kernel-timers) $(BIN)
 
 bench: deps build kernel ## what a start costs, ours beside crun and runc where they are installed
 	@cargo run --quiet --release --locked -p benches
