@@ -21,6 +21,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(180);
 
 /// How often it looks.
 const LOCK_STEP: Duration = Duration::from_millis(5);
+/// How long something may still appear in a folder that is removed.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why something that is written down of a container could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -231,9 +233,19 @@ impl Folder {
             }
             Ok(())
         };
-        present(remove_the_rest())
-            .and_then(|()| present(fs::remove_dir_all(&self.path)))
-            .map_err(failed("remove", &self.path))
+        let remove = || present(remove_the_rest()).and_then(|()| present(fs::remove_dir_all(&self.path)));
+        let deadline = Instant::now() + REMOVAL_PATIENCE;
+        loop {
+            match remove() {
+                // Of the processes that were ended one had been making something here.
+                Err(error)
+                    if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline =>
+                {
+                    thread::sleep(LOCK_STEP);
+                }
+                removed => return removed.map_err(failed("remove", &self.path)),
+            }
+        }
     }
 }
 
