@@ -347,6 +347,47 @@ fn containers_of_a_pod_bring_and_take_their_disks() {
     founder.on("delete", &["--force"]).expect(0);
 }
 
+/// Through one mount in the guest: the same file is the same to its kernel.
+#[test]
+fn containers_of_a_pod_meet_in_a_volume_of_the_hosts() {
+    let Some(founder) = pod() else { return };
+    let folder = founder.folder().join("shared");
+    fs::create_dir(&folder).unwrap();
+    let bind = |options: &[&str]| json!({ "destination": "/v", "type": "bind", "source": folder, "options": options });
+    // It waits until somebody opens the other end.
+    let waits = "busybox mkfifo /v/fifo; echo from the other >/v/fifo";
+    let other = member(&founder, "other", waits, |config| {
+        push(config, "/mounts", bind(&["rbind"]));
+    });
+    create(&founder, &other).expect(0);
+    founder.oci("start", &[&other.id]).expect(0);
+    let begun = Instant::now();
+    while !folder.join("fifo").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no FIFO was made");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let meets = "cat /v/fifo; echo mine >/w/mine; cat /v/mine; echo no >/r/mine || echo read-only";
+    let meeting = member(&founder, "meeting", meets, |config| {
+        push(config, "/mounts", bind(&["rbind"]));
+        for (destination, options) in [("/w", &["rbind"][..]), ("/r", &["rbind", "ro"])] {
+            let mut again = bind(options);
+            again["destination"] = json!(destination);
+            push(config, "/mounts", again);
+        }
+    });
+    let met = run(&founder, &meeting).expect(0);
+    assert_eq!(met.stdout, "from the other\nmine\nread-only\n");
+    // The one that has ended has not been deleted, and keeps it.
+    let mounted = || {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", founder.vmm().as_raw_nonzero()));
+        mounts.unwrap().matches("/@volumes/").count()
+    };
+    assert_eq!(mounted(), 1);
+    founder.oci("delete", &["--force", &other.id]).expect(0);
+    assert_eq!(mounted(), 0);
+    founder.on("delete", &["--force"]).expect(0);
+}
+
 #[test]
 fn a_root_is_an_image() {
     let Some(founder) = pod() else { return };
@@ -483,9 +524,10 @@ fn a_guest_that_does_not_answer_holds_up_no_deletion() {
         .join("states")
         .join(founder.id())
         .join("vm/export");
+    // The founder's, and that of volumes.
     assert_eq!(
         fs::read_dir(exported).unwrap().count(),
-        1,
+        2,
         "its files are shared still"
     );
     // What the guest could not be told of is not in the way of another one.

@@ -69,11 +69,9 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
         .map_err(|error| failed("letting go of shared memory", error))?;
     let bundle = Path::new(BUNDLES).join(id);
     // What cannot be read is about to be removed.
-    if let Some(folder) = Bundle::load(&bundle)
-        .ok()
-        .and_then(|bundle| shared_folder(bundle.spec()))
-    {
-        tokio::spawn(forget(folder));
+    let shared = Bundle::load(&bundle).map(|bundle| shared_by_host(bundle.spec()));
+    for path in shared.into_iter().flatten() {
+        tokio::spawn(forget(path));
     }
     match fs::remove_dir_all(bundle) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing the bundle", error)),
@@ -81,20 +79,18 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
     }
 }
 
-/// The folder of what the container had of its host, its root and its volumes (`<folder>/rootfs`, `<folder>/volumes/<n>`).
-/// None if its root was a disk and it had no volumes.
-fn shared_folder(spec: &Spec) -> Option<PathBuf> {
-    let root = spec.root().as_ref()?.path();
-    if !disks::is_root(root) {
-        return root.parent().map(Path::to_owned);
-    }
+/// What the container had of its host, that the host takes away with it: the folder with its root, and its volumes, of which
+/// others may have some too.
+fn shared_by_host(spec: &Spec) -> Vec<PathBuf> {
+    let root = spec.root().as_ref().map(|root| root.path().as_path());
+    let folder = root.filter(|root| !disks::is_root(root)).and_then(Path::parent);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mut sources = mounts
+    let volumes = mounts
         .iter()
         .filter(|mount| is_bind(mount))
-        .filter_map(|mount| mount.source().as_ref());
-    let volume = sources.find(|source| !shared_memory::is_source(source))?;
-    volume.parent()?.parent().map(Path::to_owned)
+        .filter_map(|mount| mount.source().as_deref())
+        .filter(|source| !shared_memory::is_source(source));
+    folder.into_iter().chain(volumes).map(Path::to_owned).collect()
 }
 
 /// Whether a mount is of what the host shares, or of memory that containers share: nothing else of the guest is bound into
@@ -105,13 +101,13 @@ fn is_bind(mount: &Mount) -> bool {
         || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-/// Looks for the folder once the host has taken it away. The guest's kernel remembers every name in it that was ever
+/// Looks for a folder or file once the host has taken it away. The guest's kernel remembers every name in it that was ever
 /// used, and the host keeps each open for as long: it finds out that they are gone, and lets go of them, when somebody
-/// asks for the first of them again, in which it never believes without asking.
-async fn forget(folder: PathBuf) {
+/// asks for the first of them again, in which it never believes without asking. What others have too stays.
+async fn forget(path: PathBuf) {
     for attempt in 0..FORGETTING_ATTEMPTS {
         sleep(FORGETTING_INTERVAL * 2_u32.pow(attempt)).await;
-        if fs::symlink_metadata(&folder).is_err() {
+        if fs::symlink_metadata(&path).is_err() {
             return;
         }
     }
@@ -162,27 +158,27 @@ mod tests {
 
     use super::*;
 
-    fn folder_of(root: &str, mounts: Value) -> Option<PathBuf> {
+    fn shared_of(root: &str, mounts: Value) -> Vec<PathBuf> {
         let config = json!({ "ociVersion": "1.0.2", "root": { "path": root }, "mounts": mounts });
-        shared_folder(&serde_json::from_value(config).unwrap())
+        shared_by_host(&serde_json::from_value(config).unwrap())
     }
 
     #[test]
-    fn the_folder_of_a_container_is_told_by_its_root_or_by_its_volumes() {
+    fn the_hosts_are_the_roots_folder_and_the_volumes() {
         let proc = json!({ "destination": "/proc", "type": "proc", "source": "/a/b/proc" });
         let disk = json!({ "destination": "/disk", "type": "ext4", "source": "/dev/vdb" });
-        let volume =
-            json!({ "destination": "/v", "type": "bind", "source": "/run/bulkhead/shared/7f/volumes/2" });
+        let source = "/run/bulkhead/shared/@volumes/2a-0-1b-3c";
+        let volume = json!({ "destination": "/v", "type": "bind", "source": source });
         let memory =
             json!({ "destination": "/dev/shm", "type": "bind", "source": "/run/bulkhead/memory/1a-1" });
-        let shared = Some(PathBuf::from("/run/bulkhead/shared/7f"));
-        for mounts in [json!([]), json!([proc, volume])] {
-            assert_eq!(folder_of("/run/bulkhead/shared/7f/rootfs", mounts), shared);
-        }
+        let (folder, volumes) = (PathBuf::from("/run/bulkhead/shared/7f"), PathBuf::from(source));
+        let root = "/run/bulkhead/shared/7f/rootfs";
+        assert_eq!(
+            shared_of(root, json!([proc, memory, volume])),
+            [folder, volumes.clone()]
+        );
         let root = "/run/bulkhead/disks/0a";
-        assert_eq!(folder_of(root, json!([proc, disk, volume])), shared);
-        assert_eq!(folder_of(root, json!([memory, volume])), shared);
-        assert_eq!(folder_of(root, json!([proc, disk])), None);
-        assert_eq!(folder_of(root, json!([memory])), None);
+        assert_eq!(shared_of(root, json!([proc, disk, volume])), [volumes]);
+        assert_eq!(shared_of(root, json!([memory])), Vec::<PathBuf>::new());
     }
 }

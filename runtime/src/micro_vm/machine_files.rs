@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 /// proc/               where the VMM, whose root this folder is, has its /proc
 /// vmm.log             what the VMM says to people
 /// vmm.status          what it says to programs
+/// volumes/            which container has which of the host's folders and files
 /// vsock.sock          stands for the guest's vsock ports
 /// vsock.sock_<port>   where the guest reaches a port of the host
 /// ```
@@ -64,6 +65,11 @@ impl MachineFiles {
     /// What virtio-fs serves.
     pub fn export(&self) -> PathBuf {
         self.directory.join(Self::EXPORT)
+    }
+
+    /// Who has which volume.
+    pub fn volumes(&self) -> PathBuf {
+        self.directory.join("volumes")
     }
 
     /// The VMM's messages for people.

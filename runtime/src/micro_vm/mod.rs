@@ -9,6 +9,7 @@ pub mod guest_text;
 pub mod machine_files;
 pub mod pod_network;
 pub mod shared_directory;
+mod shared_volumes;
 pub mod standstill;
 pub mod start;
 pub mod start_metrics;

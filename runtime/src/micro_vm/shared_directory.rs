@@ -3,7 +3,7 @@
 //! ```text
 //! export/                     what virtio-fs serves; the guest can change nothing here
 //!     <container>/rootfs          its root file system
-//!     <container>/volumes/<n>     a bind of each host path it may see
+//!     @volumes/<name>             a bind of each host path that containers may see (`shared_volumes.rs`)
 //! ```
 //!
 //! The folders are the host's to see; the mounts on them exist in the VMM's mount namespace alone, which is entered to
@@ -22,6 +22,7 @@ use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_sp
 use serde_json::{Value, json};
 
 use super::machine_files::MachineFiles;
+use super::shared_volumes::{self, SharedVolumes, VolumeError};
 
 /// The virtio-fs tag of the folder.
 pub const TAG: &str = "bulkhead";
@@ -79,6 +80,9 @@ pub enum ShareError {
         #[source]
         source: Box<ShareError>,
     },
+    /// What containers have in common could not be changed.
+    #[error(transparent)]
+    Common(#[from] VolumeError),
     /// A container's name would be a path.
     #[error("{0:?} is no name of a container's folder")]
     Name(String),
@@ -110,12 +114,13 @@ impl<'a> SharedDirectory<'a> {
         guest_root: Option<&str>,
     ) -> Result<Value, ShareError> {
         let folder = folder(&self.files.export(), container)?;
+        let volumes = SharedVolumes::lock(self.files)?;
         // Not the folders above it: those of a machine that has been deleted are not to come back.
         fs::create_dir(&folder).map_err(io_error("creating", &folder))?;
-        let shared = self.share_below(&folder, container, bundle, config, guest_root);
+        let shared = self.share_below(&folder, &volumes, container, bundle, config, guest_root);
         if shared.is_err() {
             // What could not be made is the thing to tell.
-            let _ = Self::withdraw(self.files, container);
+            let _ = withdraw(&folder, &volumes, container);
         }
         shared
     }
@@ -123,22 +128,24 @@ impl<'a> SharedDirectory<'a> {
     fn share_below(
         &self,
         folder: &Path,
+        volumes: &SharedVolumes,
         container: &str,
         bundle: &Path,
         config: &Value,
         guest_root: Option<&str>,
     ) -> Result<Value, ShareError> {
         let mut config = config.clone();
-        let guest = Path::new(GUEST_MOUNT_POINT).join(container);
+        let guest = Path::new(GUEST_MOUNT_POINT);
         let root = config.get_mut("root").and_then(Value::as_object_mut);
         let root = root.ok_or(ShareError::Configuration("root"))?;
         let mut attachments = Vec::new();
+        let mut new = Vec::new();
         if let Some(guest_root) = guest_root {
             root.insert("path".into(), json!(guest_root));
         } else {
             let path = root.get("path").and_then(Value::as_str);
             let source = bundle.join(path.ok_or(ShareError::Configuration("root.path"))?);
-            root.insert("path".into(), json!(guest.join("rootfs")));
+            root.insert("path".into(), json!(guest.join(container).join("rootfs")));
             let target = folder.join("rootfs");
             attachments.push(detached(&source, &target, Depth::Tree, Writable::AsItIs)?);
         }
@@ -151,15 +158,21 @@ impl<'a> SharedDirectory<'a> {
         {
             let source = mount.get("source").and_then(Value::as_str);
             let source = bundle.join(source.ok_or(ShareError::Configuration("mounts[].source"))?);
-            let volume = Path::new("volumes").join(index.to_string());
             let (depth, writable) = asked_of(mount);
-            let attachment = detached(&source, &folder.join(&volume), depth, writable);
-            attachments.push(attachment.map_err(|source| ShareError::Volume {
+            let volume = |source| ShareError::Volume {
                 index,
                 source: Box::new(source),
-            })?);
+            };
+            let manner = format!("{depth:?}-{writable:?}");
+            let shared = volumes.add(container, &source, &manner);
+            let shared = shared.map_err(|error| volume(error.into()))?;
             if let Some(mount) = mount.as_object_mut() {
-                mount.insert("source".into(), json!(guest.join(&volume)));
+                let path = guest.join(shared_volumes::FOLDER).join(&shared.name);
+                mount.insert("source".into(), json!(path));
+            }
+            if !shared.is_mounted && !new.contains(&shared.name) {
+                attachments.push(detached(&source, &shared.target, depth, writable).map_err(volume)?);
+                new.push(shared.name);
             }
         }
         for attachment in &mut attachments {
@@ -169,22 +182,22 @@ impl<'a> SharedDirectory<'a> {
             }
         }
         self.in_mount_namespace(|| attachments.into_iter().try_for_each(Attachment::attach))?;
+        for name in new {
+            volumes.note_mounted(&name)?;
+        }
         Ok(config)
     }
 
-    /// Takes away everything a container was given, its root included. A folder or file that is removed takes what is
-    /// mounted on it in other namespaces along (vfs_rmdir and vfs_unlink, since Linux 3.18).
+    /// Takes away everything a container was given, its root included, but for the volumes that others have too.
     ///
     /// # Errors
     /// When something cannot be removed.
     pub fn withdraw(files: &MachineFiles, container: &str) -> Result<(), ShareError> {
         let folder = folder(&files.export(), container)?;
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("removing", &folder)(error))
-            }
-            _ => Ok(()),
+        if !files.export().exists() {
+            return Ok(());
         }
+        withdraw(&folder, &SharedVolumes::lock(files)?, container)
     }
 
     /// Does something where the VMM's root is `/`, on a thread of its own: a thread that has once parted from the others
@@ -217,6 +230,15 @@ impl Attachment {
     }
 }
 
+/// A folder that is removed takes what is mounted on it in other namespaces along (vfs_rmdir, since Linux 3.18).
+fn withdraw(folder: &Path, volumes: &SharedVolumes, container: &str) -> Result<(), ShareError> {
+    let removed = match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", folder)(error)),
+        _ => Ok(()),
+    };
+    removed.and(volumes.remove(container).map_err(ShareError::from))
+}
+
 fn folder(export: &Path, container: &str) -> Result<PathBuf, ShareError> {
     let mut parts = Path::new(container).components();
     match (parts.next(), parts.next()) {
@@ -226,7 +248,7 @@ fn folder(export: &Path, container: &str) -> Result<PathBuf, ShareError> {
 }
 
 /// How much of what is mounted below a source comes along.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
     /// Nothing.
     Mount,
@@ -235,7 +257,7 @@ enum Depth {
 }
 
 /// Where a guest may write.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writable {
     /// Where the host may.
     AsItIs,
