@@ -23,7 +23,7 @@ const MACHINE_MIB: u64 = 80;
 /// before may be left, as pages of others lie between.
 const USED_MIB: u64 = 6;
 const SEEN_MIB: u64 = 10;
-const LEFT_MIB: u64 = 6;
+const LEFT_MIB: u64 = 7;
 
 /// The VMM's anonymous memory: what the guest has written of its own, in KiB.
 fn private_memory(vmm: u64) -> u64 {
