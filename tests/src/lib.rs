@@ -17,6 +17,7 @@ pub mod docker;
 pub mod engine_program;
 pub mod initramfs;
 pub mod leftovers;
+pub mod microvm_life;
 pub mod oci;
 pub mod oci_container;
 pub mod podman;

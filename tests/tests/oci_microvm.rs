@@ -15,41 +15,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
+use tests::microvm_life::{delete, idle, start, wait_until};
 use tests::oci_container::OciContainer;
 use tests::terminal::Terminal;
 use tests::{Finished, Wall, finish, is_alive};
 
 fn behind_microvm(arguments: &[&str]) -> Option<OciContainer> {
     OciContainer::behind(Wall::MicroVm, arguments)
-}
-
-fn idle() -> Option<OciContainer> {
-    behind_microvm(&["sleep", "600"])
-}
-
-fn create(bundle: &OciContainer) {
-    bundle.on("create", &["--bundle", "."]).expect(0);
-    assert_eq!(bundle.status(), "created");
-}
-
-fn start(bundle: &OciContainer) {
-    create(bundle);
-    bundle.on("start", &[]).expect(0);
-    assert_eq!(bundle.status(), "running");
-}
-
-fn delete(bundle: &OciContainer) {
-    bundle.on("delete", &["--force"]).expect(0);
-}
-
-/// The emulated kernel of a guest takes its time.
-#[track_caller]
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited too long");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The processes on the host that stand for the container's.

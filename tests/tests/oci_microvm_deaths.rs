@@ -13,37 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
+use tests::microvm_life::{create, delete, idle, start, wait_until};
 use tests::oci_container::OciContainer;
-use tests::{Wall, busy_factor, is_alive};
-
-fn idle() -> Option<OciContainer> {
-    OciContainer::behind(Wall::MicroVm, &["sleep", "600"])
-}
-
-fn create(bundle: &OciContainer) {
-    bundle.on("create", &["--bundle", "."]).expect(0);
-    assert_eq!(bundle.status(), "created");
-}
-
-fn start(bundle: &OciContainer) {
-    create(bundle);
-    bundle.on("start", &[]).expect(0);
-    assert_eq!(bundle.status(), "running");
-}
-
-fn delete(bundle: &OciContainer) {
-    bundle.on("delete", &["--force"]).expect(0);
-}
-
-/// The emulated kernel of a guest takes its time.
-#[track_caller]
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited too long");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use tests::{busy_factor, is_alive};
 
 /// A container that runs until this one of those that stand for it dies, which is noticed, told where there is a reason, and
 /// cleaned up.

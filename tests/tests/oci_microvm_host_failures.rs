@@ -16,17 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
-use tests::oci_container::OciContainer;
-use tests::{Wall, finish};
-
-fn idle() -> Option<OciContainer> {
-    OciContainer::behind(Wall::MicroVm, &["sleep", "600"])
-}
-
-fn start(bundle: &OciContainer) {
-    bundle.on("create", &["--bundle", "."]).expect(0);
-    bundle.on("start", &[]).expect(0);
-}
+use tests::finish;
+use tests::microvm_life::{idle, start};
 
 /// Does something in a mount namespace of its own, on a thread of its own, whose children are in it too.
 fn with_own_mounts(work: impl FnOnce() + Send) {
