@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vmm::config::{MachineConfig, VsockConfig};
-use vmm::control::{MemoryRange, Request, Response};
+use vmm::control::{MemoryRange, Request, Response, VcpuStatistics};
 use vmm::status::{Event, Phase};
 
 /// The host's port for the agent's events (`protocol::ports::EVENT`).
@@ -183,13 +183,7 @@ impl Machine {
         match self.ask(&Request::Statistics)? {
             Response::Statistics {
                 vcpus, guest_memory, ..
-            } => {
-                let emulated = vcpus
-                    .iter()
-                    .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
-                    .sum();
-                Ok((emulated, guest_memory))
-            }
+            } => Ok((emulated(&vcpus), guest_memory)),
             other => bail!("asked for statistics, the VMM answered {other:?}"),
         }
     }
@@ -290,4 +284,12 @@ pub(crate) fn memory(pid: u32, guest_memory: &[MemoryRange]) -> anyhow::Result<M
     let page_tables = page_tables.and_then(|figure| figure.split_whitespace().next());
     memory.page_tables = page_tables.context("the size of the page tables")?.parse()?;
     Ok(memory)
+}
+
+/// The guest kernel's instructions that KVM has emulated on these vCPUs.
+pub(crate) fn emulated(vcpus: &[VcpuStatistics]) -> u64 {
+    vcpus
+        .iter()
+        .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
+        .sum()
 }

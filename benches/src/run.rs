@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use comfy_table::{Table, presets};
 use vmm::status::Event;
 
+use crate::machine::emulated;
 use crate::rounds::{median, milliseconds};
 
 /// A clone takes seconds where KVM emulates the guest's kernel.
@@ -188,14 +189,12 @@ fn examine(bin: &Path, roots: &Path, image: &Path) -> anyhow::Result<Examined> {
     let Event::Exit(exit) = serde_json::from_str(last)? else {
         anyhow::bail!("the VMM's last word was {last}");
     };
-    let instructions = exit
-        .vcpus
-        .iter()
-        .filter_map(|vcpu| vcpu.kvm.get("insn_emulation"))
-        .sum();
     let removed = bulkhead().args(["rm", NAME]).status()?;
     ensure!(removed.success(), "`rm` ended with {removed}");
-    Ok(Examined { phases, instructions })
+    Ok(Examined {
+        phases,
+        instructions: emulated(&exit.vcpus),
+    })
 }
 
 /// The medians of each part.

@@ -1,6 +1,7 @@
 //! What is written down of a container, enough for any command to find it, say what it does, and clean up after it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -92,16 +93,20 @@ impl GuestContainer {
         Ok(true)
     }
 
-    /// Whether another container below `root` that is in the sandbox of container `sandbox` has not ended, `id` being ours.
+    /// Whether another container that is in the sandbox whose first container has this folder has not ended, `id` being ours.
     /// One that cannot be read or looked at may be one.
-    pub fn others_live(root: &Path, sandbox: &str, id: &str) -> bool {
+    pub fn others_live(sandbox: &Folder, id: &str) -> bool {
+        let path = sandbox.path();
+        let (Some(root), Some(founder)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+            return true;
+        };
         let Ok(entries) = std::fs::read_dir(root) else {
             return true;
         };
         entries.into_iter().any(|entry| {
             let Ok(entry) = entry else { return true };
             match Self::read(&Folder::at(&entry.path())) {
-                Ok(Some(other)) if other.sandbox == sandbox && other.id != id => {
+                Ok(Some(other)) if other.sandbox == founder && other.id != id => {
                     !matches!(other.status(), Ok(Status::Stopped))
                 }
                 Ok(_) => false,

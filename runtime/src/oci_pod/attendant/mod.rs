@@ -14,7 +14,6 @@ mod terminal;
 mod view;
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -216,7 +215,7 @@ impl Attending {
             return;
         };
         let sandbox = Folder::at(&container.sandbox_folder);
-        if !self.plan.ends_machine || others_live_beside(&sandbox, &container.id) {
+        if !self.plan.ends_machine || GuestContainer::others_live(&sandbox, &container.id) {
             return;
         }
         // What was written to the host's files is with the host already; what was written to disks may be the guest's
@@ -376,15 +375,6 @@ impl Attending {
             line.push(b'\n');
             let _ = (&self.maker).write_all(&line);
         }
-    }
-}
-
-/// Whether somebody else is in the machine of the pod whose first container has this folder.
-fn others_live_beside(sandbox: &Folder, id: &str) -> bool {
-    let path = sandbox.path();
-    match (path.parent(), path.file_name().and_then(OsStr::to_str)) {
-        (Some(root), Some(founder)) => GuestContainer::others_live(root, founder, id),
-        _ => true,
     }
 }
 

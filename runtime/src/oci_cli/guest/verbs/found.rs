@@ -95,7 +95,12 @@ impl Found {
     pub(super) fn end_from_outside(&self) -> Result<(), GuestError> {
         self.end_attendant()?;
         match PodSandbox::read(&self.folder)? {
-            Some(sandbox) if !sandbox.of_a_pod && !self.others_live() => Ok(sandbox.kill()?),
+            Some(sandbox)
+                if !sandbox.of_a_pod
+                    && !GuestContainer::others_live(&self.sandbox_folder, self.id.as_str()) =>
+            {
+                Ok(sandbox.kill()?)
+            }
             _ => Ok(()),
         }
     }
@@ -150,12 +155,6 @@ impl Found {
         self.container.sandbox == self.id.as_str()
             && root
                 .is_some_and(|root| GuestContainer::is_alone(root, &self.container.sandbox).unwrap_or(false))
-    }
-
-    /// Whether somebody else is in its machine.
-    fn others_live(&self) -> bool {
-        let root = self.folder.path().parent();
-        root.is_none_or(|root| GuestContainer::others_live(root, &self.container.sandbox, self.id.as_str()))
     }
 
     /// Keeps the container's machine from doing anything.
