@@ -165,7 +165,7 @@ fn examine(bin: &Path, roots: &Path, image: &Path) -> anyhow::Result<Examined> {
         NAME,
     ]);
     let mut run = run.arg(format!("oci:{}", image.display())).arg("true").spawn()?;
-    let folder = roots.join("run").join(NAME);
+    let folder = roots.join("run/sandboxes").join(NAME);
     let caught = roots.join("vmm.status");
     // The file goes with the machine; what it was is still to be read by another name.
     let status = loop {
