@@ -8,6 +8,7 @@ pub mod description;
 pub mod format;
 pub mod memory;
 pub mod raw;
+mod time_stamp_counter;
 pub mod vcpu;
 pub mod vm;
 

@@ -8,6 +8,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use super::raw::Raw;
+use super::time_stamp_counter::{move_by_its_offset, was_not_set};
 
 /// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE.
 const TIME_STAMP_COUNTER: u32 = 0x10;
@@ -36,6 +37,17 @@ pub enum KvmStateError {
         index: u32,
         /// What it should hold.
         value: u64,
+    },
+    /// KVM lets the time stamp counter be what it was.
+    #[error("KVM has the time stamp counter be {now:#x} and not {wanted:#x}, and does not move it")]
+    TimeStampCounter {
+        /// What it is.
+        now: u64,
+        /// What it should be.
+        wanted: u64,
+        /// Why it is not moved.
+        #[source]
+        source: std::io::Error,
     },
     /// There are more model-specific registers than KVM takes at a time.
     #[error("{0} model-specific registers are more than KVM takes")]
@@ -157,6 +169,28 @@ impl VcpuState {
             .map_err(kvm("setting the frequency of the time stamp counter"))
     }
 
+    fn write_time_stamp_counter(&self, vcpu: &VcpuFd, wanted: u64) -> Result<(), KvmStateError> {
+        let unset = KvmStateError::ModelSpecific {
+            index: TIME_STAMP_COUNTER,
+            value: wanted,
+        };
+        let counter = entries(&[(TIME_STAMP_COUNTER, wanted)])?;
+        let taken = vcpu
+            .set_msrs(&counter)
+            .map_err(kvm("setting the time stamp counter"))?;
+        let &[(_, now)] = &*read_model_specific(vcpu, &[TIME_STAMP_COUNTER])? else {
+            return Err(unset);
+        };
+        if taken == 1 && !was_not_set(wanted, now, self.tsc_khz) {
+            return Ok(());
+        }
+        move_by_its_offset(vcpu, wanted, now).map_err(|source| KvmStateError::TimeStampCounter {
+            now,
+            wanted,
+            source,
+        })
+    }
+
     /// The counter comes first and the deadline, which is a time of that counter, last.
     fn write_model_specific(&self, vcpu: &VcpuFd) -> Result<(), KvmStateError> {
         let rank = |index| match index {
@@ -167,6 +201,10 @@ impl VcpuState {
         let mut registers = self.model_specific.clone();
         registers.sort_by_key(|(index, _)| rank(*index));
         let mut rest = registers.as_slice();
+        if let [(TIME_STAMP_COUNTER, wanted), after @ ..] = rest {
+            self.write_time_stamp_counter(vcpu, *wanted)?;
+            rest = after;
+        }
         while let [(index, value), after @ ..] = rest {
             let taken = vcpu
                 .set_msrs(&entries(rest)?)
@@ -331,6 +369,60 @@ mod tests {
             assert_eq!(to_vcpu.get_lapic().unwrap().regs[0x212], 2);
             let star = read_model_specific(to_vcpu, &[STAR]).unwrap();
             assert_eq!(star, [(STAR, 0x23_0010 << 32)]);
+        }
+    }
+
+    #[test]
+    fn the_counter_of_a_guest_in_its_first_second_goes_on_where_it_was() {
+        let (Some(from), Some(to)) = (vcpus(), vcpus()) else {
+            return;
+        };
+        let counter = |vcpu: &VcpuFd| read_model_specific(vcpu, &[TIME_STAMP_COUNTER]).unwrap()[0].1;
+        let mut states = from
+            .vcpus
+            .each_ref()
+            .map(|vcpu| VcpuState::read(vcpu, &from.registers).unwrap());
+        let hundred_ms = u64::from(states[0].tsc_khz) * 100;
+        let [probe, _] = &from.vcpus;
+        let now = counter(probe);
+        move_by_its_offset(probe, now + 1000 * hundred_ms, now).unwrap();
+        if counter(probe) < now + 1000 * hundred_ms {
+            eprintln!("SKIPPED: this KVM has guests see the host's time stamp counter; nothing was tested");
+            return;
+        }
+        // Linux since 6.7 takes the first write of a machine for what it is, and those after it as all did before.
+        for age in [1, 4, 2] {
+            let wanted = age * hundred_ms;
+            for state in &mut states {
+                let mut registers = state.model_specific.iter_mut();
+                let (_, value) = registers.find(|(index, _)| *index == TIME_STAMP_COUNTER).unwrap();
+                *value = wanted;
+            }
+            let now = [0, 1].map(|index: usize| {
+                states[index].write(&to.vcpus[index]).unwrap();
+                counter(&to.vcpus[index])
+            });
+            // Others use this machine's processors too.
+            let near = wanted - hundred_ms / 10..wanted + hundred_ms;
+            assert!(
+                now.iter().all(|now| near.contains(now)),
+                "{now:?} are not {wanted}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_counter_is_where_it_was_set_a_moment_later_and_nowhere_else() {
+        let khz = 2_000_000;
+        let ms = u64::from(khz);
+        for (wanted, now, expected) in [
+            (500 * ms, 500 * ms + 2000, false),
+            (500 * ms, 509 * ms, false),
+            (500 * ms, 3 * ms, true),
+            (3 * ms, 500 * ms, true),
+            (u64::MAX, 5 * ms, false),
+        ] {
+            assert_eq!(was_not_set(wanted, now, khz), expected, "{wanted} {now}");
         }
     }
 

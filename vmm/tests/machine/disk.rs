@@ -1,11 +1,13 @@
-//! A guest with a disk: what it writes is in the host's file, and a copy of the machine goes on with the same file.
+//! A guest with a disk: what it writes is in the host's file, and a copy of the machine goes on with it.
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vmm::config::BlockDevice;
+use vmm::devices::rate_limiter::RateLimit;
 use vmm::status::ExitKind;
 
 use crate::flat_guest::elf;
@@ -159,4 +161,93 @@ fn what_cannot_be_a_disk_is_told_with_its_path() {
     );
     // Without KVM that is what is told.
     assert!(message.contains(&expected) || kvm_is_missing(), "{message}");
+}
+
+/// Sectors of the disk that is numbered: more than a test has time for.
+const NUMBERED_SECTORS: u64 = 1 << 14;
+
+/// A guest that writes 1 to sector 1, 2 to sector 2 and so on, and stands still for ever if a write fails.
+fn numbering(disk: &Path, operations_per_second: Option<u64>) -> Machine {
+    let device = Device::at(3);
+    let begin = [device.start(1, 0), store(DATA, 0), transfer(device, OUT, 0)].concat();
+    let increment = |address: u32| [&[0xff, 0x04, 0x25][..], &address.to_le_bytes()].concat();
+    let round = [
+        increment(DATA),
+        increment(HEADER + 8),
+        store(STATUS, 0xff),
+        device.submit(0),
+        // cmp byte [STATUS], 0; failed: jne failed
+        [&[0x80, 0x3c, 0x25][..], &STATUS.to_le_bytes(), &[0, 0x75, 0xfe]].concat(),
+    ]
+    .concat();
+    let again = jump_back(round.len());
+    let mut machine = Machine::of(&elf(&[begin, round, again].concat()));
+    machine.config.control_socket = Some(machine.path("control"));
+    machine.config.block_devices = vec![BlockDevice {
+        id: "numbered".into(),
+        path: disk.to_owned(),
+        read_only: false,
+        rate_limit: operations_per_second.map(|rate| RateLimit {
+            operations_per_second: NonZeroU64::new(rate),
+            burst_operations: NonZeroU64::new(1),
+            ..RateLimit::default()
+        }),
+    }];
+    machine
+}
+
+/// How many sectors are numbered, all of them from 1 on and none after them, which is checked.
+fn numbered(disk: &Path) -> u32 {
+    let bytes = fs::read(disk).unwrap();
+    let sectors = bytes.chunks(512).skip(1);
+    let number = |sector: &[u8]| u32::from_le_bytes(sector[..4].try_into().unwrap());
+    let count = sectors.clone().take_while(|sector| number(sector) != 0).count();
+    for (index, sector) in sectors.enumerate() {
+        let expected = if index < count { index as u32 + 1 } else { 0 };
+        assert_eq!(number(sector), expected, "sector {} of {count}", index + 1);
+    }
+    u32::try_from(count).unwrap()
+}
+
+/// A machine moves again and again, at whatever moment, and a copy of its disk with it. A write that was lost would be a gap
+/// among the numbers; one that was told twice would leave the guest waiting for a queue that is ahead of it.
+#[test]
+fn each_write_is_made_and_told_once_however_often_the_machine_moves() {
+    if kvm_is_missing() {
+        return;
+    }
+    // With the rate there is nearly always a request that waits for its turn.
+    for rate in [None, Some(200)] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut disk = directory.path().join("disk-0");
+        let file = fs::File::create_new(&disk).unwrap();
+        file.set_len(NUMBERED_SECTORS * 512).unwrap();
+        let mut restore = None;
+        let mut before = 0;
+        let mut machines = Vec::new();
+        for hop in 1..=12 {
+            let mut machine = numbering(&disk, rate);
+            machine.config.restore = restore;
+            let running = machine.start().wait_for_first_run();
+            let deadline = Instant::now() + PATIENCE;
+            while numbered(&disk) <= before + 1 {
+                assert!(
+                    Instant::now() < deadline,
+                    "no write after {before} at {rate:?} a second"
+                );
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // Another moment of a request's life each time.
+            std::thread::sleep(Duration::from_micros(hop * 700));
+            restore = Some(snapshot(&machine, "snapshot"));
+            before = numbered(&disk);
+            let copy = directory.path().join(format!("disk-{hop}"));
+            fs::copy(&disk, &copy).unwrap();
+            stop(&machine, running);
+            assert_eq!(numbered(&disk), before, "a machine that stands still wrote");
+            disk = copy;
+            // It has the snapshot.
+            machines.push(machine);
+        }
+    }
 }

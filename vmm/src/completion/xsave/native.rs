@@ -64,32 +64,48 @@ pub(super) fn layout_or_skip(test: &str) -> Option<XsaveLayout> {
     Some(XsaveLayout::from_cpuid(&CpuId::from_entries(&leaves).unwrap()).unwrap())
 }
 
+/// How often the processor is asked again when the kernel took it away in between. Each time is a few instructions long.
+const ATTEMPTS: usize = 1000;
+
 /// `$save [area]` and `xrstor64 [state]` with all registers as they were afterwards.
 macro_rules! save_with {
     ($name:ident, $instruction:literal) => {
         /// Loads `state`, gives all of it as `image`, and executes the instruction on `area`.
+        ///
+        /// A kernel that switches to another task meanwhile may come back with less: components that hold their initial
+        /// values as not in use, and on AMD without the x87 pointers. So the state is saved once more afterwards, and all
+        /// is done again where it has changed.
         pub(super) fn $name(
             state: &NativeArea,
             components: u64,
             image: &mut NativeArea,
             area: &mut NativeArea,
         ) {
-            let mut own = NativeArea::new();
-            // SAFETY: every area is aligned and larger than all components; extended state is restored at the end,
-            // and no compiler-generated code runs in between.
-            unsafe {
-                asm!(
-                    "mov eax, 0xff", "xor edx, edx", "xsave64 [{own}]", "xrstor64 [{state}]",
-                    "xsave64 [{image}]",
-                    "mov eax, {low:e}", "mov edx, {high:e}",
-                    concat!($instruction, " [{area}]"),
-                    "mov eax, 0xff", "xor edx, edx", "xrstor64 [{own}]",
-                    own = in(reg) own.0.as_mut_ptr(), state = in(reg) state.0.as_ptr(),
-                    image = in(reg) image.0.as_mut_ptr(), area = in(reg) area.0.as_mut_ptr(),
-                    low = in(reg) components as u32, high = in(reg) (components >> 32) as u32,
-                    out("rax") _, out("rdx") _, options(nostack)
-                )
+            let before = area.clone();
+            for _ in 0..ATTEMPTS {
+                *area = before.clone();
+                let (mut own, mut after) = (NativeArea::new(), NativeArea::new());
+                // SAFETY: every area is aligned and larger than all components; extended state is restored at the end,
+                // and no compiler-generated code runs in between.
+                unsafe {
+                    asm!(
+                        "mov eax, 0xff", "xor edx, edx", "xsave64 [{own}]", "xrstor64 [{state}]",
+                        "xsave64 [{image}]",
+                        "mov eax, {low:e}", "mov edx, {high:e}",
+                        concat!($instruction, " [{area}]"),
+                        "mov eax, 0xff", "xor edx, edx", "xsave64 [{after}]", "xrstor64 [{own}]",
+                        own = in(reg) own.0.as_mut_ptr(), state = in(reg) state.0.as_ptr(),
+                        image = in(reg) image.0.as_mut_ptr(), area = in(reg) area.0.as_mut_ptr(),
+                        after = in(reg) after.0.as_mut_ptr(),
+                        low = in(reg) components as u32, high = in(reg) (components >> 32) as u32,
+                        out("rax") _, out("rdx") _, options(nostack)
+                    )
+                }
+                if after == *image {
+                    return;
+                }
             }
+            panic!("a state that nobody changed was another in each of {ATTEMPTS} attempts");
         }
     };
 }
@@ -102,24 +118,36 @@ save_with!(xsavec, "xsavec");
 
 macro_rules! restore_with {
     ($name:ident, $instruction:literal) => {
-        /// Loads `state`, executes the instruction on `area` and gives all of the result.
+        /// Loads `state`, executes the instruction on `area` and gives all of the result: the one that came twice in a row,
+        /// for the reason that a state is saved twice.
         pub(super) fn $name(state: &NativeArea, components: u64, area: &NativeArea) -> NativeArea {
-            let mut own = NativeArea::new();
-            let mut result = NativeArea::new();
-            // SAFETY: as above. An area that the processor refuses ends the process: callers offer none.
-            unsafe {
-                asm!(
-                    "mov eax, 0xff", "xor edx, edx", "xsave64 [{own}]", "xrstor64 [{state}]",
-                    "mov eax, {low:e}", "mov edx, {high:e}",
-                    concat!($instruction, " [{area}]"),
-                    "mov eax, 0xff", "xor edx, edx", "xsave64 [{result}]", "xrstor64 [{own}]",
-                    own = in(reg) own.0.as_mut_ptr(), state = in(reg) state.0.as_ptr(),
-                    area = in(reg) area.0.as_ptr(), result = in(reg) result.0.as_mut_ptr(),
-                    low = in(reg) components as u32, high = in(reg) (components >> 32) as u32,
-                    out("rax") _, out("rdx") _, options(nostack)
-                )
+            let once = || {
+                let mut own = NativeArea::new();
+                let mut result = NativeArea::new();
+                // SAFETY: as above. An area that the processor refuses ends the process: callers offer none.
+                unsafe {
+                    asm!(
+                        "mov eax, 0xff", "xor edx, edx", "xsave64 [{own}]", "xrstor64 [{state}]",
+                        "mov eax, {low:e}", "mov edx, {high:e}",
+                        concat!($instruction, " [{area}]"),
+                        "mov eax, 0xff", "xor edx, edx", "xsave64 [{result}]", "xrstor64 [{own}]",
+                        own = in(reg) own.0.as_mut_ptr(), state = in(reg) state.0.as_ptr(),
+                        area = in(reg) area.0.as_ptr(), result = in(reg) result.0.as_mut_ptr(),
+                        low = in(reg) components as u32, high = in(reg) (components >> 32) as u32,
+                        out("rax") _, out("rdx") _, options(nostack)
+                    )
+                }
+                result
+            };
+            let mut last = once();
+            for _ in 0..ATTEMPTS {
+                let result = once();
+                if result == last {
+                    return result;
+                }
+                last = result;
             }
-            result
+            panic!("the same area was restored to another state in each of {ATTEMPTS} attempts");
         }
     };
 }
