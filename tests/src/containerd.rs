@@ -71,8 +71,11 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// A fresh daemon; `None`, said aloud, where containerd is missing.
-    pub fn start() -> Option<Containerd> {
+    /// A fresh daemon whose containers stand behind this wall; `None`, said aloud, where it cannot be had.
+    pub fn start_behind(wall: Wall) -> Option<Containerd> {
+        if wall == Wall::MicroVm && !crate::kvm_is_there() {
+            return None;
+        }
         let programs = [
             "containerd",
             "ctr",
@@ -81,7 +84,7 @@ impl Containerd {
             "/usr/lib/cni/bridge",
         ];
         let namespace = ClientNamespace::for_clients(&programs)?;
-        let runtime = OciRuntime::under_test(&namespace, Wall::SharedKernel).wrapper(&namespace);
+        let runtime = OciRuntime::under_test(&namespace, wall).wrapper(&namespace);
         let directory = namespace.directory().display().to_string();
         let fill = |text: &str| {
             text.replace("@DIRECTORY@", &directory)

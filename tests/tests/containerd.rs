@@ -1,4 +1,4 @@
-//! containerd drives the OCI command line through its own shim.
+//! containerd drives the OCI command line through its own shim, behind both walls.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,12 +10,21 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use tests::containerd::Containerd;
-use tests::finish;
 use tests::terminal::Terminal;
+use tests::{Wall, behind_both_walls, finish, guests_are_too_slow};
 
-#[test]
-fn a_command_prints_and_its_exit_code_is_ctrs() {
-    let Some(containerd) = Containerd::start() else {
+behind_both_walls! {
+    a_command_prints_and_its_exit_code_is_ctrs,
+    input_and_a_terminal_reach_the_command,
+    a_task_lives_through_every_verb,
+    the_processes_of_a_task_are_told_and_it_can_be_paused,
+}
+
+fn a_command_prints_and_its_exit_code_is_ctrs(wall: Wall) {
+    if wall == Wall::MicroVm && guests_are_too_slow() {
+        return;
+    }
+    let Some(containerd) = Containerd::start_behind(wall) else {
         return;
     };
     let mut run = containerd.run(&["--rm", "--env", "GREETING=hello", "--cwd", "/tmp"], "first");
@@ -30,9 +39,11 @@ fn a_command_prints_and_its_exit_code_is_ctrs() {
     finish(run.arg("no-such-command")).complains_of(&["no-such-command"]);
 }
 
-#[test]
-fn input_and_a_terminal_reach_the_command() {
-    let Some(containerd) = Containerd::start() else {
+fn input_and_a_terminal_reach_the_command(wall: Wall) {
+    if wall == Wall::MicroVm && guests_are_too_slow() {
+        return;
+    }
+    let Some(containerd) = Containerd::start_behind(wall) else {
         return;
     };
     let mut run = containerd.run(&["--rm"], "reader");
@@ -57,9 +68,8 @@ fn input_and_a_terminal_reach_the_command() {
     );
 }
 
-#[test]
-fn a_task_lives_through_every_verb() {
-    let Some(containerd) = Containerd::start() else {
+fn a_task_lives_through_every_verb(wall: Wall) {
+    let Some(containerd) = Containerd::start_behind(wall) else {
         return;
     };
     let mut run = containerd.run(
@@ -80,7 +90,11 @@ fn a_task_lives_through_every_verb() {
     let limit = containerd
         .namespace()
         .limit("task", ("memory", "memory.limit_in_bytes"), "memory.max");
-    assert_eq!(limit, "67108864");
+    match wall {
+        Wall::SharedKernel => assert_eq!(limit, "67108864"),
+        // The machine's, of which the guest's kernel needs a part.
+        Wall::MicroVm => assert!(limit.parse::<u64>().unwrap() > 64 << 20, "{limit}"),
+    }
     let quota = containerd
         .namespace()
         .limit("task", ("cpu", "cpu.cfs_quota_us"), "cpu.max");
@@ -94,9 +108,11 @@ fn a_task_lives_through_every_verb() {
     containerd.finish(&["containers", "delete", "task"]).expect(0);
 }
 
-#[test]
-fn the_processes_of_a_task_are_told_and_it_can_be_paused() {
-    let Some(containerd) = Containerd::start() else {
+fn the_processes_of_a_task_are_told_and_it_can_be_paused(wall: Wall) {
+    if wall == Wall::MicroVm && guests_are_too_slow() {
+        return;
+    }
+    let Some(containerd) = Containerd::start_behind(wall) else {
         return;
     };
     finish(containerd.run(&["--detach"], "task").args(["sleep", "600"])).expect(0);

@@ -1,4 +1,4 @@
-//! Pods as a kubelet runs them, through containerd's implementation of the container runtime interface.
+//! Pods as a kubelet runs them, through containerd's implementation of the container runtime interface, behind both walls.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 use tests::containerd::{Containerd, IMAGE, PAUSE_IMAGE};
 use tests::cri::Cri;
-use tests::finish;
 use tests::protobuf::{Fields, Message};
+use tests::{Wall, behind_both_walls, finish};
+
+behind_both_walls! {
+    a_pod_of_two_containers_lives_as_a_kubelet_wants,
+}
 
 /// `ContainerState`.
 const RUNNING: u64 = 1;
@@ -84,9 +88,8 @@ fn execute(cri: &Cri, container: &str, script: &str) -> (u64, String) {
     (answer.number(3), answer.text(1))
 }
 
-#[test]
-fn a_pod_of_two_containers_lives_as_a_kubelet_wants() {
-    let Some(containerd) = Containerd::start() else {
+fn a_pod_of_two_containers_lives_as_a_kubelet_wants(wall: Wall) {
+    let Some(containerd) = Containerd::start_behind(wall) else {
         return;
     };
     let cri = Cri::connect(&containerd.socket());
@@ -136,20 +139,16 @@ fn a_pod_of_two_containers_lives_as_a_kubelet_wants() {
         assert_eq!(finished.stdout, "served\n", "{url}");
     }
 
-    let limit = |file, second| containerd.namespace().limit(&client, file, second);
-    assert_eq!(
-        limit(("memory", "memory.limit_in_bytes"), "memory.max"),
-        "67108864"
-    );
-    assert!(limit(("cpu", "cpu.cfs_quota_us"), "cpu.max").starts_with("50000"));
+    // Behind the microVM wall the container's limits are in the guest.
+    let script = "cd /sys/fs/cgroup; cat memory.max cpu.max 2>/dev/null || \
+                  cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us";
+    let limits = || execute(&cri, &client, script).1;
+    assert!(limits().starts_with("67108864\n50000"), "{}", limits());
     cri.call(
         "UpdateContainerResources",
         id(&client).message(2, resources(96 << 20)),
     );
-    assert_eq!(
-        limit(("memory", "memory.limit_in_bytes"), "memory.max"),
-        "100663296"
-    );
+    assert!(limits().starts_with("100663296\n50000"), "{}", limits());
 
     let stats = cri.call("ContainerStats", id(&client)).message(1);
     assert!(
