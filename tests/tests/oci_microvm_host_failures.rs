@@ -14,42 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 use tests::finish;
 use tests::microvm_life::{idle, start};
-
-/// Does something in a mount namespace of its own, on a thread of its own, whose children are in it too.
-fn with_own_mounts(work: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            // SAFETY: what the thread stops sharing is its root and current folder, which nothing in it relies on.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
-            finish(Command::new("mount").args(["--make-rprivate", "/"])).expect(0);
-            work();
-        });
-        if let Err(panic) = inside.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
-
-/// Takes one away, so that the folder can be removed.
-fn unmount(folder: &Path) {
-    finish(Command::new("umount").arg("--lazy").arg(folder)).expect(0);
-}
-
-/// A file system of this size.
-fn mount_small(folder: &Path, size: &str) {
-    fs::create_dir_all(folder).unwrap();
-    let option = format!("size={size}");
-    finish(
-        Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &option, "small"])
-            .arg(folder),
-    )
-    .expect(0);
-}
+use tests::own_mounts::{mount_memory, unmount, with_own_mounts};
 
 #[test]
 fn a_folder_of_states_without_room_keeps_nothing_of_a_container() {
@@ -60,7 +28,7 @@ fn a_folder_of_states_without_room_keeps_nothing_of_a_container() {
     with_own_mounts(|| {
         let Some(bundle) = idle() else { return };
         let states = bundle.scratch().join("states");
-        mount_small(&states, "4k");
+        mount_memory(&states, "size=4k");
         let record = states.join(bundle.id());
         let record = record.to_str().unwrap();
         bundle.on("create", &["--bundle", "."]).expect(1).complains_of(&[
@@ -136,7 +104,7 @@ fn a_container_outlives_its_network_a_full_volume_and_its_bundle() {
         let network = Network::new();
         set_network(&mut bundle.config, &network.path());
         let volume = bundle.scratch().join("volume");
-        mount_small(&volume, "64k");
+        mount_memory(&volume, "size=64k");
         let mount =
             json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"] });
         bundle.config["mounts"].as_array_mut().unwrap().push(mount);

@@ -15,6 +15,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::oci::OciBundle;
 use tests::oci_container::OciContainer;
+use tests::own_mounts::{mount_memory, unmount, with_own_mounts};
 use tests::{Finished, Wall, busy_factor, finish};
 
 const MIB: u64 = 1 << 20;
@@ -386,6 +387,50 @@ fn containers_of_a_pod_meet_in_a_volume_of_the_hosts() {
     founder.oci("delete", &["--force", &other.id]).expect(0);
     assert_eq!(mounted(), 0);
     founder.on("delete", &["--force"]).expect(0);
+}
+
+/// As a kubelet makes them: one is a tmpfs with the pod's group, the other is on the host's disk.
+#[test]
+fn a_volume_in_memory_is_the_guests_and_the_containers_of_a_pod_meet_in_it() {
+    with_own_mounts(|| {
+        let Some(founder) = pod() else { return };
+        let volumes = founder.scratch().join("volumes/kubernetes.io~empty-dir");
+        let (memory, disk) = (volumes.join("memory"), volumes.join("disk"));
+        mount_memory(&memory, "size=3m,mode=2770,gid=4321");
+        fs::create_dir_all(&disk).unwrap();
+        let bind = |config: &mut Value, options: &[&str]| {
+            for (destination, source) in [("/memory", &memory), ("/disk", &disk)] {
+                let mount = json!({ "destination": destination, "type": "bind", "source": source, "options": options });
+                push(config, "/mounts", mount);
+            }
+        };
+        let writes = "echo word >/memory/word; echo word >/disk/word; sleep 600";
+        let writer = member(&founder, "writer", writes, |config| bind(config, &["rbind"]));
+        create(&founder, &writer).expect(0);
+        founder.oci("start", &[&writer.id]).expect(0);
+        let reads = "until [ -s /disk/word ]; do sleep 0.1; done; cat /memory/word; stat -c '%a %g' /memory; \
+            df -k /memory | tail -n 1 | busybox awk '{ print $2 }'; echo no 2>/dev/null >/memory/no || echo read-only; \
+            grep -c ' /memory tmpfs ro' /proc/mounts";
+        let reader = member(&founder, "reader", reads, |config| bind(config, &["rbind", "ro"]));
+        let read = run(&founder, &reader).expect(0).stdout;
+        assert_eq!(read, "word\n2770 4321\n3072\nread-only\n1\n");
+        assert_eq!(
+            fs::read_dir(&memory).unwrap().count(),
+            0,
+            "it is the guest's memory"
+        );
+        assert_eq!(fs::read_to_string(disk.join("word")).unwrap(), "word\n");
+
+        // What is there already is the host's.
+        founder.oci("delete", &["--force", &writer.id]).expect(0);
+        fs::write(memory.join("there"), "already\n").unwrap();
+        let later = member(&founder, "later", "cat /memory/*", |config| {
+            bind(config, &["rbind"])
+        });
+        assert_eq!(run(&founder, &later).expect(0).stdout, "already\n");
+        founder.on("delete", &["--force"]).expect(0);
+        unmount(&memory);
+    });
 }
 
 #[test]
