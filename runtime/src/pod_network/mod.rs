@@ -17,7 +17,7 @@ use std::thread;
 use container::netlink::Netlink;
 use protocol::sandbox::NetworkRequest;
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use vmm::config::NetworkRateLimit;
 
 use self::redirection::Redirection;
@@ -219,45 +219,91 @@ fn connect(namespace: OwnedFd, queues: u8) -> Result<PodNetwork, PodNetworkError
         }),
     };
     for (interface, index) in network.description.interfaces.iter().zip(indices) {
-        let step = |doing| {
-            let interface = interface.name.clone();
-            move |source| PodNetworkError::Step {
-                doing,
-                interface,
-                source,
-            }
-        };
-        let (tap, name) = tap::make(queues).map_err(step("making a tap by /dev/net/tun"))?;
-        let tap_index = netlink
-            .index_of(&name)
-            .map_err(io::Error::from)
-            .map_err(step("finding the tap"))?;
-        tap::bring_up(&mut netlink, tap_index, interface.mtu, queues)
-            .map_err(io::Error::from)
-            .map_err(step("bringing the tap up"))?;
-        let inwards = Redirection {
-            from: index,
-            to: tap_index,
-        };
-        let outwards = Redirection {
-            from: tap_index,
-            to: index,
-        };
-        // That of the tap ends with it.
-        outwards
-            .make(&mut netlink)
-            .map_err(io::Error::from)
-            .map_err(step("redirecting what the tap sends"))?;
-        if let Some(redirections) = &mut network.redirections {
-            redirections.made.push(inwards);
-        }
-        inwards
-            .make(&mut netlink)
-            .map_err(io::Error::from)
-            .map_err(step("redirecting what arrives"))?;
+        let made = network
+            .redirections
+            .as_mut()
+            .map(|redirections| &mut redirections.made);
+        let tap = tie(&mut netlink, &interface.name, index, interface.mtu, queues, made)?;
         network.taps.push(tap);
     }
     Ok(network)
+}
+
+/// Ties the device of this name and number to a new tap, and adds to `made` what does not end with that.
+fn tie(
+    netlink: &mut Netlink,
+    interface: &str,
+    index: u32,
+    mtu: u32,
+    queues: u8,
+    made: Option<&mut Vec<Redirection>>,
+) -> Result<Vec<OwnedFd>, PodNetworkError> {
+    let step = |doing| {
+        let interface = interface.to_owned();
+        move |source| PodNetworkError::Step {
+            doing,
+            interface,
+            source,
+        }
+    };
+    let (tap, name) = tap::make(queues).map_err(step("making a tap by /dev/net/tun"))?;
+    let tap_index = netlink
+        .index_of(&name)
+        .map_err(io::Error::from)
+        .map_err(step("finding the tap"))?;
+    tap::bring_up(netlink, tap_index, mtu, queues)
+        .map_err(io::Error::from)
+        .map_err(step("bringing the tap up"))?;
+    let inwards = Redirection {
+        from: index,
+        to: tap_index,
+    };
+    let outwards = Redirection {
+        from: tap_index,
+        to: index,
+    };
+    // That of the tap ends with it.
+    outwards
+        .make(netlink)
+        .map_err(io::Error::from)
+        .map_err(step("redirecting what the tap sends"))?;
+    if let Some(made) = made {
+        made.push(inwards);
+    }
+    inwards
+        .make(netlink)
+        .map_err(io::Error::from)
+        .map_err(step("redirecting what arrives"))?;
+    Ok(tap)
+}
+
+/// Does what carrying a pod's network takes, in a network namespace that is there for this alone, with a tap for the pod's
+/// interface.
+///
+/// # Errors
+/// With the step that this kernel, or whoever runs this, cannot do.
+pub fn try_out() -> Result<(), PodNetworkError> {
+    const MTU: u32 = 1500;
+    inside(|| {
+        // SAFETY: the thread stops sharing its network alone, and ends with this.
+        let alone = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+        alone.map_err(|errno| PodNetworkError::Namespace {
+            path: OUR_NAMESPACE.into(),
+            source: errno.into(),
+        })?;
+        let read = |source| PodNetworkError::Read {
+            what: "devices",
+            source,
+        };
+        let mut netlink = Netlink::open().map_err(read)?;
+        let (_tap, name) = tap::make(1).map_err(|source| PodNetworkError::Step {
+            doing: "making a tap by /dev/net/tun",
+            interface: "of a trial".to_owned(),
+            source,
+        })?;
+        let index = netlink.index_of(&name).map_err(read)?;
+        tie(&mut netlink, &name, index, MTU, 1, None).map(drop)
+    })?
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! What containers need of this kernel, found by trying or reading.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use rustix::process::{PidfdFlags, geteuid, getpid, pidfd_open};
 
 use super::finding::{Finding, causes};
 use crate::isolation::Isolation;
+use crate::pod_network::PodNetworkError;
 
 /// The namespaces of every container, by their files in `/proc/self/ns`.
 const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
@@ -199,21 +199,22 @@ fn judge_seccomp(actions: io::Result<String>) -> Finding {
     }
 }
 
-/// A tap of a machine's begins with this device. Opening it makes none.
-pub(super) fn tun() -> Finding {
-    let device = Path::new("/dev/net/tun");
-    let finding = match File::options().read(true).write(true).open(device) {
-        Ok(_) => Finding::ok(
-            "tun",
-            format!("{} opens; traffic control was not tried", device.display()),
-        ),
+/// As a pod's network is tied to its machine's, in a network namespace that is gone again.
+pub(super) fn pod_network() -> Finding {
+    judge_pod_network(crate::pod_network::try_out()).only_for(Isolation::MicroVm)
+}
+
+fn judge_pod_network(tried: Result<(), PodNetworkError>) -> Finding {
+    const CHECK: &str = "pod network";
+    match tried {
+        Ok(()) => Finding::ok(CHECK, "taps, and redirection by traffic control: tried"),
         Err(error) => Finding::warning(
-            "tun",
-            format!("opening {}: {error}", device.display()),
-            "machines have no network without it: run as root, and load the module tun",
+            CHECK,
+            causes(error),
+            "machines have no network without it: run as root, with a kernel that has the modules tun, sch_ingress, \
+             cls_u32 and act_mirred",
         ),
-    };
-    finding.only_for(Isolation::MicroVm)
+    }
 }
 
 #[cfg(test)]
@@ -277,6 +278,28 @@ mod tests {
         assert_eq!(judge_user_namespaces(Ok("7\n".to_owned())).status, Status::Ok);
         let absent = Err(io::ErrorKind::NotFound.into());
         assert_eq!(judge_user_namespaces(absent).status, Status::Warning);
+    }
+
+    #[test]
+    fn a_pods_network_is_tried_and_a_step_that_fails_is_a_warning_with_what_it_takes() {
+        let failed = PodNetworkError::Step {
+            doing: "redirecting what arrives",
+            interface: "bhtap0".to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let finding = judge_pod_network(Err(failed));
+        assert_eq!(finding.status, Status::Warning);
+        assert!(
+            finding.detail.contains("redirecting what arrives"),
+            "{}",
+            finding.detail
+        );
+        assert!(finding.advice.unwrap().contains("act_mirred"));
+        if geteuid().is_root() && Path::new("/dev/net/tun").exists() {
+            assert_eq!(pod_network().status, Status::Ok, "{}", pod_network().detail);
+        } else {
+            println!("SKIPPED: taps need root and /dev/net/tun");
+        }
     }
 
     #[test]

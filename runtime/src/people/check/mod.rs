@@ -66,7 +66,7 @@ fn findings(configuration: &Configuration) -> Vec<Finding> {
         kernel::overlay(),
         kernel::pidfd(),
         kernel::seccomp(),
-        kernel::tun(),
+        kernel::pod_network(),
     ];
     findings.extend(machine::kvm(&microvm.kvm));
     findings.extend([
