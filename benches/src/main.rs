@@ -5,11 +5,13 @@ mod boot;
 mod cgroup_mounts;
 mod chart;
 mod density;
+mod devices;
 mod machine;
 mod oci;
 mod qemu;
 mod rounds;
 mod run;
+mod tap;
 mod throughput;
 
 use std::path::PathBuf;
@@ -52,8 +54,14 @@ struct Cli {
     /// Only what goes through each device of a machine, beside the host's kernel
     #[arg(long)]
     throughput: bool,
+    /// Only the block and the network device, beside QEMU's, with the same guest program
+    #[arg(long, conflicts_with = "throughput")]
+    devices: bool,
+    /// Only the workloads whose name has this in it
+    #[arg(long, value_name = "TEXT", requires = "devices", default_value = "")]
+    only: String,
     /// Seconds of each workload
-    #[arg(long, default_value_t = 2, requires = "throughput")]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
     /// Be the init of the machine whose devices are measured, for so many seconds each
     #[arg(long, hide = true)]
@@ -91,6 +99,9 @@ fn main() -> anyhow::Result<()> {
     }
     if cli.throughput {
         return throughput::measure(parts, cli.boots, cli.seconds);
+    }
+    if cli.devices {
+        return devices::measure(&cli.bin, &cli.only, cli.boots, Duration::from_secs(cli.seconds));
     }
     cgroup_mounts::show_version_1_alone()?;
     oci::measure(&cli.bin, cli.rounds)?;

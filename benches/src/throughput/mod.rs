@@ -1,6 +1,7 @@
 //! How much goes through each device of a machine, a second and for each second of the host's processors that it takes,
 //! beside the same program on the host's kernel. QEMU is not beside it: on a KVM that emulates the guest's kernel it
-//! does not get beyond the kernel's first `int3`, and without KVM it would be its translator that is measured.
+//! does not get beyond the kernel's first `int3`, and without KVM it would be its translator that is measured. What its
+//! devices take is measured without a kernel (`devices`).
 
 pub(crate) mod init;
 mod micro_vm;

@@ -1,9 +1,8 @@
 //! A network of our own: a tap for the guest, a pair of ends for the container, and somebody who takes and gives bytes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -12,6 +11,7 @@ use rustix::thread::UnshareFlags;
 
 use super::workload::{SINK_PORT, SOURCE_PORT};
 use super::{CONTAINER_ADDRESS, CONTAINERS_HOST_ADDRESS, HOST_ADDRESS};
+use crate::tap;
 
 const TAP: &str = "bench-tap";
 
@@ -34,7 +34,7 @@ impl Network {
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
             .context("making a network namespace")?;
         ip("link set lo up")?;
-        let tap = open_tap()?;
+        let tap = tap::open(TAP)?;
         ip(&format!("address add {HOST_ADDRESS}/24 dev {TAP}"))?;
         ip(&format!("link set {TAP} up"))?;
         let mut unshare = Command::new("unshare");
@@ -113,18 +113,4 @@ fn ip(arguments: &str) -> anyhow::Result<()> {
         .context("starting ip")?;
     ensure!(status.success(), "`ip {arguments}` ended with {status}");
     Ok(())
-}
-
-fn open_tap() -> anyhow::Result<File> {
-    let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: all of `ifreq` is numbers, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(TAP.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which is valid for the call.
-    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    ensure!(result == 0, "attaching a tap: {}", io::Error::last_os_error());
-    Ok(tap)
 }
