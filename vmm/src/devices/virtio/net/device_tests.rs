@@ -242,10 +242,21 @@ fn frames_of_all_lengths_go_straight_into_many_small_buffers() {
     let mut driver = driver(&memory, MERGES | OFFLOADS, &mut device);
     give(&mut driver, 0, 256, 1500);
     let mut next = 0;
-    for (seed, length) in [60, 1488, 1489, 2988, 2989, MAX_FRAME_BYTES, 14]
-        .into_iter()
-        .enumerate()
-    {
+    // Longer and shorter than those before them, and as long.
+    let lengths = [
+        60,
+        1488,
+        1489,
+        2988,
+        2989,
+        MAX_FRAME_BYTES,
+        MAX_FRAME_BYTES,
+        14,
+        20_000,
+        MAX_FRAME_BYTES,
+        1518,
+    ];
+    for (seed, length) in lengths.into_iter().enumerate() {
         let frame = pattern(seed, length);
         network.send(header(1, 1), &frame);
         let count = (HEADER_BYTES + length).div_ceil(1500);
@@ -258,7 +269,7 @@ fn frames_of_all_lengths_go_straight_into_many_small_buffers() {
         assert!(got[HEADER_BYTES..] == frame, "{length} bytes differ");
         next += count as u64;
     }
-    assert_eq!(counts(&device).received, 7);
+    assert_eq!(counts(&device).received, lengths.len() as u64);
 }
 
 #[test]

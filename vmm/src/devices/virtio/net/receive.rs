@@ -14,6 +14,9 @@ use super::pace::{Pace, SharedLimit};
 use super::tap::{self, Port, is_gone};
 use crate::devices::virtio::device_queue::{DeviceQueue, QueueError};
 
+/// The least that is expected: a frame of Ethernet's usual MTU, with a VLAN's tag.
+const LEAST_EXPECTED: usize = 1518;
+
 /// The receive side of one queue pair.
 pub(super) struct Receiver {
     agreed: Agreed,
@@ -21,6 +24,8 @@ pub(super) struct Receiver {
     /// Where a frame waits for the guest's buffers, and its length there without the header.
     room: Box<[u8]>,
     held: Option<Held>,
+    /// The length without header that the next frame has at most, if it is like those before it.
+    expected: usize,
     /// Whether the tap may have frames.
     readable: bool,
     pace: Pace,
@@ -72,6 +77,7 @@ impl Receiver {
             buffers: Buffers::new(agreed.merges_buffers()),
             room: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             held: None,
+            expected: LEAST_EXPECTED,
             readable: true,
             pace: Pace::new(limit),
         }
@@ -185,13 +191,31 @@ impl Receiver {
         self.complete(queue, held)
     }
 
-    /// Reads a frame into the guest's buffers, which hold any.
+    /// Reads a frame into the guest's buffers, which hold any: into those that one as long as expected needs, and what is
+    /// beyond by way of this process's memory. To hand the kernel buffers for the longest frame, dozens of them, costs more
+    /// than a short frame; and where frames are long, it is the copy that costs.
     fn read_straight(&mut self, queue: &DeviceQueue, port: &dyn Port) -> Read {
-        match self.buffers.slices(queue.memory(), HEADER_BYTES, MAX_FRAME_BYTES) {
-            Ok(slices) => self.read(port, &slices),
-            // They were found to be there when they were taken.
-            Err(_) => Read::Nothing,
+        let expected = self.expected;
+        // They were found to be there when they were taken.
+        let Ok(mut slices) = self.buffers.slices(queue.memory(), HEADER_BYTES, expected) else {
+            return Read::Nothing;
+        };
+        let mut room = std::mem::take(&mut self.room);
+        let beyond = room.get_mut(..MAX_FRAME_BYTES - expected).unwrap_or_default();
+        slices.push(VolatileSlice::from(beyond));
+        let read = self.read(port, &slices);
+        if let Read::Frame(Held { length, .. }) = read {
+            if let Some(beyond) = length.checked_sub(expected).and_then(|beyond| room.get(..beyond)) {
+                let slices = self
+                    .buffers
+                    .slices(queue.memory(), HEADER_BYTES + expected, beyond.len());
+                areas::scatter(&slices.unwrap_or_default(), beyond);
+            }
+            // Long frames come among short ones; that none has come for a while is told by a few dozen.
+            self.expected = length.max(expected - expected / 8).max(LEAST_EXPECTED);
         }
+        self.room = room;
+        read
     }
 
     /// Reads a frame into this process's memory.
