@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -10,6 +11,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};
+use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuardMut;
 
 use super::SECTOR;
@@ -202,22 +204,54 @@ impl Backing {
         }
     }
 
-    /// Fills `segments` with the bytes from `offset` on.
-    pub(super) fn read(&self, segments: Segments<'_>, offset: u64) -> io::Result<()> {
-        transfer(segments, offset, |vectors, count, offset| {
-            // SAFETY: The vectors are stretches of the guest's memory, which is mapped as long as the segments live,
-            // and to which nobody holds a reference: that the guest sees it change is what it asked for.
-            unsafe { libc::preadv(self.file.as_raw_fd(), vectors, count, offset) }
-        })
+    /// Moves all bytes of `segments` to or from the bytes from `offset` on, by as many calls as it takes.
+    pub(super) fn transfer(
+        &self,
+        direction: Direction,
+        mut segments: Segments<'_>,
+        mut offset: u64,
+    ) -> io::Result<()> {
+        while !segments.is_empty() {
+            match self.transfer_once(direction, &Vectors::of([&segments]), offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => {
+                    segments.advance(moved);
+                    offset += moved as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
-    /// Writes what is in `segments` to the bytes from `offset` on.
-    pub(super) fn write(&self, segments: Segments<'_>, offset: u64) -> io::Result<()> {
-        transfer(segments, offset, |vectors, count, offset| {
-            // SAFETY: As above; that the guest may change the bytes meanwhile is its own loss, the kernel copies them
-            // without looking at them.
-            unsafe { libc::pwritev(self.file.as_raw_fd(), vectors, count, offset) }
-        })
+    /// Moves what one call moves.
+    pub(super) fn transfer_once(
+        &self,
+        direction: Direction,
+        vectors: &Vectors<'_>,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let count = libc::c_int::try_from(vectors.count()).map_err(io::Error::other)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let (file, vectors) = (self.file.as_raw_fd(), vectors.as_ptr());
+        // SAFETY: The vectors are stretches of the guest's memory, which is mapped as long as they live, and to which
+        // nobody holds a reference: that the guest sees it change is what it asked for, and that it may change the bytes
+        // that are written is its own loss, the kernel copies them without looking at them.
+        let moved = unsafe {
+            match direction {
+                Direction::Read => libc::preadv(file, vectors, count, offset),
+                Direction::Write => libc::pwritev(file, vectors, count, offset),
+            }
+        };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Whether several transfers of this direction gain by being under way at once. The kernel gives writes to a file's
+    /// page cache to a thread of its own, one after the other, unless the file system says that it will not wait for
+    /// anything; being handed to and fro costs more than the writes.
+    pub(super) fn gains_at_once(&self, direction: Direction) -> bool {
+        direction == Direction::Read || self.kind == Kind::BlockDevice
     }
 
     /// Waits until all that was written is on the disk.
@@ -292,18 +326,32 @@ fn kind(metadata: &Metadata) -> Result<Kind, BackingError> {
     }
 }
 
-/// Where the buffers of a request are, as system calls are told it.
-pub(super) struct Vectors {
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From the disk.
+    Read,
+    /// To the disk.
+    Write,
+}
+
+/// Where the buffers of requests are, as system calls are told it.
+pub(super) struct Vectors<'m> {
     vectors: Vec<libc::iovec>,
     /// What keeps the memory where it is.
     _guards: Vec<PtrGuardMut>,
+    _memory: PhantomData<VolatileSlice<'m>>,
 }
 
-impl Vectors {
-    /// Those of `segments`.
-    pub(super) fn of(segments: &Segments<'_>) -> Self {
+impl<'m> Vectors<'m> {
+    /// Those of all `segments`, one after the other.
+    pub(super) fn of<'s>(segments: impl IntoIterator<Item = &'s Segments<'m>>) -> Self
+    where
+        'm: 's,
+    {
         let (vectors, guards) = segments
-            .slices()
+            .into_iter()
+            .flat_map(Segments::slices)
             .map(|slice| {
                 let guard = slice.ptr_guard_mut();
                 let vector = libc::iovec {
@@ -316,6 +364,7 @@ impl Vectors {
         Self {
             vectors,
             _guards: guards,
+            _memory: PhantomData,
         }
     }
 
@@ -323,36 +372,11 @@ impl Vectors {
         self.vectors.as_ptr()
     }
 
-    /// How many there are: no more than the guest's queue has descriptors, of which there are fewer than the kernel takes
-    /// (`IOV_MAX`).
+    /// How many there are: of one request no more than the guest's queue has descriptors, of which there are fewer than
+    /// the kernel takes (`IOV_MAX`).
     pub(super) fn count(&self) -> u32 {
         self.vectors.len() as u32
     }
-}
-
-/// Moves all bytes of `segments` by as many calls as it takes.
-fn transfer(
-    mut segments: Segments<'_>,
-    mut offset: u64,
-    call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
-) -> io::Result<()> {
-    while !segments.is_empty() {
-        let vectors = Vectors::of(&segments);
-        let count = libc::c_int::try_from(vectors.count()).map_err(io::Error::other)?;
-        let position = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        match usize::try_from(call(vectors.as_ptr(), count, position)) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(moved) => {
-                segments.advance(moved);
-                offset += moved as u64;
-            }
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -17,12 +17,12 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::SECTOR;
-use super::backing::{Backing, BackingError};
+use super::backing::{Backing, BackingError, Direction};
 use super::request::{
     Answer, ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENT_BYTES, MAX_SEGMENTS,
     MAX_ZERO_RANGES, MAX_ZERO_SECTORS, Operation, Request, Status,
 };
-use super::ring::{DEPTH, Direction, Ring, Transfer};
+use super::ring::{DEPTH, Ring, Transfer};
 use crate::devices::rate_limiter::{RateLimit, RateLimiter};
 use crate::devices::virtio::device::{
     ActivateError, Activation, DeviceState, Pausable, SaveError, VirtioDevice, read_config_space,
@@ -506,8 +506,8 @@ impl Disk {
             return Status::IoError;
         }
         let done = match operation {
-            Operation::Read { offset, into } => backing.read(into, offset),
-            Operation::Write { offset, from } => backing.write(from, offset),
+            Operation::Read { offset, into } => backing.transfer(Direction::Read, into, offset),
+            Operation::Write { offset, from } => backing.transfer(Direction::Write, from, offset),
             Operation::Flush if backing.is_read_only() => Ok(()),
             Operation::Flush => backing.flush(),
             Operation::Id { into } => {

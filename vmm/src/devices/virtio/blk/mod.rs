@@ -4,10 +4,10 @@
 //!
 //! `backing` is the host's side, `request` finds out what the guest wants, of which it believes nothing, and
 //! [`device`](self::device::Blk) serves requests in rounds on a thread of its own: what has come by then, up to a limit, is
-//! taken out of the queue, and all its reads and writes are under way at once (`ring`), straight between the file and the
-//! guest's memory. A round has ended when all of it has: there is nothing under way when a machine is saved. They go
-//! through the host's page cache, so that machines with the same read-only image share its pages; nothing is taken for
-//! durable before the host says that it is.
+//! taken out of the queue, and its reads are under way at once (`ring`), straight between the file and the guest's memory.
+//! A round has ended when all of it has: there is nothing under way when a machine is saved. Reads and writes go through
+//! the host's page cache, so that machines with the same read-only image share its pages; nothing is taken for durable
+//! before the host says that it is.
 
 mod backing;
 mod device;

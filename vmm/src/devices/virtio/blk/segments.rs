@@ -34,6 +34,11 @@ impl<'m> Segments<'m> {
         self.slices.iter()
     }
 
+    /// How many buffers are left.
+    pub(super) fn count(&self) -> usize {
+        self.slices.len()
+    }
+
     /// Leaves the first `count` bytes out, or all if there are fewer.
     pub(super) fn advance(&mut self, count: usize) {
         let mut left = count;
