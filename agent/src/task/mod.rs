@@ -231,8 +231,11 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
-        delete::delete(self, &request)
+        let service = self.clone();
+        // To its end, whether or not the caller has the patience: nobody comes back for a container that is half deleted.
+        tokio::spawn(async move { delete::delete(&service, &request).await })
             .await
+            .unwrap_or_else(|error| Err(failed("deleting", error)))
             .map(|()| DeleteResponse::default())
     }
 }
