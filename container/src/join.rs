@@ -6,17 +6,21 @@
 //! privileges up, closes all descriptors of the host, makes the process that they see, as another child of the caller, and
 //! ends.
 
+#[cfg(test)]
+mod order;
+
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{chroot, fchdir, umask};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, sched_setaffinity};
+use rustix::thread::ThreadNameSpaceType;
 
+use crate::kernel::calls::{
+    chroot, fchdir, move_into_thread_name_spaces, reset_for_exec, sched_setaffinity, umask,
+};
 use crate::kernel::pid_slot::PidSlot;
-use crate::kernel::signal_disposition;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan};
 use crate::process::channel::InitChannel;
 use crate::process::{self, Inside, Keyring, Outside, SETUP_FAILED, SetUpError, Streams};
@@ -107,7 +111,7 @@ impl Joining<'_> {
             unsafe { rustix::io::close(descriptor) };
         }
         process::close_with_the_execution_all_but(&self.preserved)?;
-        signal_disposition::reset_for_exec();
+        reset_for_exec();
         process::enter_cgroups(&self.cgroup_entrances)?;
         if let Some(cpus) = &self.process.scheduling.final_affinity {
             sched_setaffinity(None, cpus)

@@ -11,76 +11,28 @@ use serde_json::{Value, json};
 use super::*;
 use crate::bundle::Bundle;
 use crate::cgroup::Hierarchies;
-use crate::kernel::calls::recorded;
+use crate::kernel::calls::{Order, recorded};
 use crate::process::channel::channel;
 
-/// What a container does from its birth to its `execve`, which fails.
-struct Order(Vec<String>);
+/// What a container with all that matters here and these changes to its configuration, by JSON pointers, does from its birth
+/// to its `execve`, which fails.
+fn order_of(changes: &[(&str, Value)]) -> Order {
+    order_with(changes, CgroupEntrances::Open(Vec::new()))
+}
 
-impl Order {
-    /// That of a container with all that matters here and these changes to its configuration, by JSON pointers.
-    fn of(changes: &[(&str, Value)]) -> Order {
-        Order::with(changes, CgroupEntrances::Open(Vec::new()))
+fn order_with(changes: &[(&str, Value)], entrances: CgroupEntrances) -> Order {
+    let folder = tempfile::tempdir().unwrap();
+    for path in ["rootfs/proc", "rootfs/sys/firmware", "rootfs/etc", "rootfs/work"] {
+        std::fs::create_dir_all(folder.path().join(path)).unwrap();
     }
-
-    fn with(changes: &[(&str, Value)], entrances: CgroupEntrances) -> Order {
-        let folder = tempfile::tempdir().unwrap();
-        for path in ["rootfs/proc", "rootfs/sys/firmware", "rootfs/etc", "rootfs/work"] {
-            std::fs::create_dir_all(folder.path().join(path)).unwrap();
-        }
-        std::fs::create_dir(folder.path().join("volume")).unwrap();
-        let mut config = config();
-        for (pointer, value) in changes {
-            *config.pointer_mut(pointer).unwrap() = value.clone();
-        }
-        let bundle = Bundle::new(folder.path().to_owned(), serde_json::from_value(config).unwrap());
-        let plan = Plan::new(&bundle, &"order".parse().unwrap()).unwrap();
-        let record = recorded(|| run(&plan, folder.path(), entrances));
-        Order(record)
+    std::fs::create_dir(folder.path().join("volume")).unwrap();
+    let mut config = config();
+    for (pointer, value) in changes {
+        *config.pointer_mut(pointer).unwrap() = value.clone();
     }
-
-    fn places(&self, call: &str) -> impl DoubleEndedIterator<Item = usize> {
-        let is_it = move |made: &str| {
-            made.strip_prefix(call)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-        };
-        self.0
-            .iter()
-            .enumerate()
-            .filter(move |(_, made)| is_it(made))
-            .map(|(place, _)| place)
-    }
-
-    #[track_caller]
-    fn first(&self, call: &str) -> usize {
-        let place = self.places(call).next();
-        place.unwrap_or_else(|| panic!("no {call} in:\n{}", self.0.join("\n")))
-    }
-
-    #[track_caller]
-    fn last(&self, call: &str) -> usize {
-        let place = self.places(call).next_back();
-        place.unwrap_or_else(|| panic!("no {call} in:\n{}", self.0.join("\n")))
-    }
-
-    /// Every one of these before any of the next.
-    #[track_caller]
-    fn is(&self, calls: &[&str]) {
-        for pair in calls.windows(2) {
-            let (last, first) = (self.last(pair[0]), self.first(pair[1]));
-            assert!(
-                last < first,
-                "{} is not before {} in:\n{}",
-                pair[0],
-                pair[1],
-                self.0.join("\n")
-            );
-        }
-    }
-
-    fn has(&self, call: &str) -> bool {
-        self.places(call).next().is_some()
-    }
+    let bundle = Bundle::new(folder.path().to_owned(), serde_json::from_value(config).unwrap());
+    let plan = Plan::new(&bundle, &"order".parse().unwrap()).unwrap();
+    recorded(|| run(&plan, folder.path(), entrances))
 }
 
 fn config() -> Value {
@@ -169,7 +121,7 @@ fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances) {
 
 #[test]
 fn nothing_of_the_callers_mounts_is_left_when_the_program_begins() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     // The mounts are private before anything is changed in them, and the old root is gone before the program's
     // privileges are settled.
     order.is(&[
@@ -181,13 +133,13 @@ fn nothing_of_the_callers_mounts_is_left_when_the_program_begins() {
         "setsid",
         "execve",
     ]);
-    assert!(order.0[order.first("mount_change /")].contains("REC"));
+    assert!(order.calls()[order.first("mount_change /")].contains("REC"));
     assert!(!order.has("chroot"));
 }
 
 #[test]
 fn what_protects_comes_after_the_mounts_and_before_the_root_is_entered() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&[
         "move_mount /proc",
         "move_mount /dev",
@@ -201,17 +153,17 @@ fn what_protects_comes_after_the_mounts_and_before_the_root_is_entered() {
 
 #[test]
 fn a_read_only_mount_is_never_in_its_place_without_being_read_only() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     assert!(
         order.first("mount_setattr RDONLY") < order.first("move_mount /dev"),
         "{:#?}",
-        order.0
+        order.calls()
     );
 }
 
 #[test]
 fn groups_go_before_the_group_and_the_group_before_the_user() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&[
         "setgroups",
         "setresgid 1001",
@@ -223,7 +175,7 @@ fn groups_go_before_the_group_and_the_group_before_the_user() {
 
 #[test]
 fn capabilities_go_when_nothing_needs_them_any_more() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&[
         "unmount",
         "setrlimit",
@@ -241,7 +193,7 @@ fn capabilities_go_when_nothing_needs_them_any_more() {
 
 #[test]
 fn with_no_new_privileges_the_filter_is_the_last_call_but_the_execution() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&[
         "capset 0x20",
         "prctl SET_NO_NEW_PRIVS",
@@ -254,7 +206,7 @@ fn with_no_new_privileges_the_filter_is_the_last_call_but_the_execution() {
 
 #[test]
 fn without_them_it_is_loaded_before_the_capabilities_go() {
-    let order = Order::of(&[("/process/noNewPrivileges", json!(false))]);
+    let order = order_of(&[("/process/noNewPrivileges", json!(false))]);
     order.is(&["setresuid 1000", "seccomp", "capset 0x20", "execve"]);
     // The privilege to load it is in effect, and only then.
     order.is(&["setresuid 1000", "capset 0x1ffffffffff", "seccomp"]);
@@ -263,7 +215,7 @@ fn without_them_it_is_loaded_before_the_capabilities_go() {
 
 #[test]
 fn nobody_can_look_into_the_process_once_it_has_the_containers_user() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     // A change of user may take it back, so it is said again after that.
     order.is(&["setsid", "prctl SET_DUMPABLE 0"]);
     let again = order.last("prctl SET_DUMPABLE 0");
@@ -273,8 +225,8 @@ fn nobody_can_look_into_the_process_once_it_has_the_containers_user() {
 
 #[test]
 fn descriptors_are_closed_before_the_wait_and_marked_before_anything_else() {
-    let order = Order::of(&[]);
-    let first = order.0.iter().find(|call| {
+    let order = order_of(&[]);
+    let first = order.calls().iter().find(|call| {
         !["open_tree", "mount_setattr"]
             .iter()
             .any(|own| call.starts_with(own))
@@ -289,20 +241,20 @@ fn descriptors_are_closed_before_the_wait_and_marked_before_anything_else() {
 
 #[test]
 fn the_working_folder_is_entered_with_the_rights_of_root_and_within_the_new_root() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&["unmount . DETACH", "fchdir /work", "setgroups"]);
 }
 
 #[test]
 fn the_program_is_labelled_while_the_callers_proc_is_there_and_privileges_too() {
-    let order = Order::of(&[("/process/apparmorProfile", json!("docker-default"))]);
+    let order = order_of(&[("/process/apparmorProfile", json!("docker-default"))]);
     let label = "write self/attr/apparmor/exec exec docker-default";
     order.is(&[label, "pivot_root . .", "setresuid 1000", "execve"]);
 }
 
 #[test]
 fn names_are_set_before_the_root_is_made_and_the_cgroup_namespace_is_made_first() {
-    let order = Order::of(&[]);
+    let order = order_of(&[]);
     order.is(&[
         "unshare NEWCGROUP",
         "ioctl SIOCSIFFLAGS lo",
@@ -313,7 +265,7 @@ fn names_are_set_before_the_root_is_made_and_the_cgroup_namespace_is_made_first(
 
 #[test]
 fn while_the_cgroups_are_made_nothing_is_changed_but_the_processs_own_namespaces() {
-    let order = Order::with(&[], CgroupEntrances::BeingMade);
+    let order = order_with(&[], CgroupEntrances::BeingMade);
     let own = "unshare NEWNET|NEWNS|NEWUTS";
     order.is(&["close_range CLOEXEC", "sigprocmask", own, "unshare NEWCGROUP"]);
     assert_eq!(order.first(own) + 1, order.first("unshare NEWCGROUP"));
@@ -322,7 +274,7 @@ fn while_the_cgroups_are_made_nothing_is_changed_but_the_processs_own_namespaces
 #[test]
 fn without_a_mount_namespace_the_callers_mounts_keep_their_propagation() {
     let kinds = json!([{ "type": "pid" }]);
-    let order = Order::of(&[
+    let order = order_of(&[
         ("/linux/namespaces", kinds),
         ("/linux/maskedPaths", json!([])),
         ("/linux/readonlyPaths", json!([])),

@@ -36,7 +36,7 @@ pub(crate) use terminal::{Terminal, open_terminal};
 
 use crate::kernel::calls::{
     begin_session_keyring, close_on_exec_all_but_stdio_and, dup2_stderr, dup2_stdin, dup2_stdout, setsid,
-    umask,
+    umask, write,
 };
 use crate::plan::ProcessPlan;
 use crate::seccomp::SeccompPlan;
@@ -143,7 +143,7 @@ fn use_as_stdio(stdio: &[OwnedFd; 3]) -> Result<(), SetUpError> {
 /// Enters version 1 cgroups through the files opened for that.
 pub(crate) fn enter_cgroups(entrances: &[OwnedFd]) -> Result<(), SetUpError> {
     for entrance in entrances {
-        rustix::io::write(entrance, b"0").map_err(SetUpError::step("enter a cgroup"))?;
+        write(entrance, b"0").map_err(SetUpError::step("enter a cgroup"))?;
     }
     Ok(())
 }

@@ -10,7 +10,6 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use oci_spec::runtime::Capability;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::umask;
 
 use super::channel::Report;
 use super::ready::close_everything_but;
@@ -18,8 +17,8 @@ use super::{
     Keyring, Ready, SetUpError, Streams, begin_keyring, command, environment, execution, filter, identity,
     limits, terminal, use_streams,
 };
-use crate::kernel::clone::{Side, clone_for_parent};
-use crate::kernel::own_environment;
+use crate::kernel::calls::{clone_for_parent, forget_environment, setsid, umask};
+use crate::kernel::clone::Side;
 use crate::kernel::pid_slot::PidSlot;
 use crate::plan::{CAPABILITIES, CapabilityPlan, ProcessPlan};
 use crate::seccomp::SeccompPlan;
@@ -110,7 +109,7 @@ impl<'a> Outside<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             close_everything_but(kept).map_err(SetUpError::step("close the caller's descriptors"))?;
-            own_environment::forget();
+            forget_environment();
         }
         let inside = self.give_up()?;
         // SAFETY: the caller's promise.
@@ -159,7 +158,7 @@ impl<'a> Outside<'a> {
 impl<'a> Inside<'a> {
     /// Does so in the process that was made. What is left after that is to execute the program.
     pub(crate) fn begin(&self, caller: BorrowedFd<'_>) -> Result<Ready<'a>, SetUpError> {
-        rustix::process::setsid().map_err(SetUpError::step("begin a session"))?;
+        setsid().map_err(SetUpError::step("begin a session"))?;
         if self.has_terminal {
             terminal::control()?;
         }

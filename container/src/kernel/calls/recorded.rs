@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -13,25 +13,26 @@ use rustix::mount::{
 };
 use rustix::path::Arg;
 use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, ThreadNameSpaceType, UnshareFlags};
 
+use super::order::Order;
+use crate::kernel::clone::{Side, clone_for_parent as make_for_parent};
 use crate::kernel::execve::StringArray;
 use crate::kernel::mount_setattr::{MountAttributes, attribute};
+use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::{
-    close_range, execve as own_execve, keyring, label, loopback, seccomp, signal_disposition,
+    close_range, execve as own_execve, keyring, label, loopback, own_environment, seccomp, signal_disposition,
 };
 
 thread_local! {
     static RECORD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// What `work` calls, in order; the same call on different things of a kind in a row is one.
-pub(crate) fn recorded(work: impl FnOnce()) -> Vec<String> {
+/// What `work` calls.
+pub(crate) fn recorded(work: impl FnOnce()) -> Order {
     RECORD.set(Some(Vec::new()));
     work();
-    let mut record = RECORD.take().unwrap_or_default();
-    record.dedup();
-    record
+    Order::new(RECORD.take().unwrap_or_default())
 }
 
 fn is_recorded(words: impl FnOnce() -> String) -> bool {
@@ -115,6 +116,16 @@ calls! {
     fn chdir(path: &str) -> () { format!("chdir {path}"), otherwise rustix::process::chdir, and it is Ok(()) }
     fn fchdir(folder: impl AsFd) -> () {
         format!("fchdir {}", path_of(&folder)), otherwise rustix::process::fchdir, and it is Ok(())
+    }
+    fn write(file: &OwnedFd, bytes: &[u8]) -> usize {
+        format!("write {}", path_of(file)), otherwise rustix::io::write, and it is Ok(bytes.len())
+    }
+    fn move_into_thread_name_spaces(process: BorrowedFd<'_>, kinds: ThreadNameSpaceType) -> () {
+        format!("setns {}", kinds.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join("|")),
+        otherwise rustix::thread::move_into_thread_name_spaces, and it is Ok(())
+    }
+    fn sched_setaffinity(process: Option<Pid>, cpus: &CpuSet) -> () {
+        "sched_setaffinity".to_owned(), otherwise rustix::thread::sched_setaffinity, and it is Ok(())
     }
     fn setsid() -> Pid { "setsid".to_owned(), otherwise rustix::process::setsid, and it is Ok(Pid::INIT) }
     fn begin_session_keyring() -> () {
@@ -205,6 +216,29 @@ pub(crate) unsafe fn unshare_unsafe(flags: UnshareFlags) -> Result<(), Errno> {
     }
     // SAFETY: the caller's promise.
     unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// The way of the process that is made, which this thread then goes on as.
+///
+/// # Safety
+/// As that of the call.
+pub(crate) unsafe fn clone_for_parent(slot: &PidSlot) -> Result<Side, Errno> {
+    if is_recorded(|| "clone PARENT".to_owned()) {
+        return Ok(Side::Child);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { make_for_parent(slot) }
+}
+
+/// No system call, but as hard to take back; other tests need the environment.
+///
+/// # Safety
+/// As that of the function.
+pub(crate) unsafe fn forget_environment() {
+    if !is_recorded(|| "forget the environment".to_owned()) {
+        // SAFETY: the caller's promise.
+        unsafe { own_environment::forget() };
+    }
 }
 
 pub(crate) fn umask(mask: Mode) -> Mode {
