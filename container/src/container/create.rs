@@ -24,7 +24,7 @@ use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::network::move_devices;
-use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, id_map};
+use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, SpecError, id_map};
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::process::{self, SecurityModules};
 use crate::procfs;
@@ -37,6 +37,9 @@ use crate::state::{
 /// [`start`](Container::start).
 pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     let plan = Plan::new(options.bundle, options.id)?;
+    if options.start == StartedBy::Creator && !plan.process.is_set() {
+        return Err(SpecError::missing("process").into());
+    }
     SecurityModules::of_this_kernel().check(&plan.process.labels, plan.mount_label.as_deref())?;
     check_streams(&plan.process, &options.stdio, options.console_socket)?;
     check_threads()?;
@@ -369,7 +372,9 @@ impl Creation<'_> {
             match report {
                 Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
                 Some((Report::Ready { .. }, _)) => return Ok(pid.as_raw_pid()),
-                Some((Report::AwaitsHooks, _)) => return Err(CreateError::step(HEAR)(Errno::BADMSG)),
+                Some((Report::AwaitsHooks | Report::NoProcess, _)) => {
+                    return Err(CreateError::step(HEAR)(Errno::BADMSG));
+                }
                 Some((Report::Failed { failure, messages }, _)) => {
                     return Err(CreateError::Init(InitFailure::new(failure, messages)));
                 }
@@ -410,6 +415,7 @@ impl Creation<'_> {
                 Some((Report::Failed { failure, messages }, _)) => {
                     return Err(CreateError::Init(InitFailure::new(failure, messages)));
                 }
+                Some((Report::NoProcess, _)) => return Err(CreateError::step(HEAR)(Errno::BADMSG)),
                 None => return Err(CreateError::InitDied { how: self.reap() }),
             }
         }

@@ -224,10 +224,10 @@ impl Executed {
 }
 
 impl Container {
-    /// The process that the container's configuration describes, to be changed and given to [`exec`](Self::exec).
+    /// The process that the container's configuration describes, or an ordinary one where it has none, to be changed and
+    /// given to [`exec`](Self::exec).
     pub fn configured_process(&self) -> Result<Process, ExecError> {
-        let process = self.configuration()?.process().clone();
-        Ok(process.ok_or_else(|| SpecError::missing("process"))?)
+        Ok(self.configuration()?.process().clone().unwrap_or_default())
     }
 
     /// The root of the container's process, which is not that of a mount namespace.
@@ -457,9 +457,7 @@ impl Executed {
         match self.hear(channel, agent)? {
             Some(Report::Ready { .. }) => {}
             Some(Report::Failed { failure, messages }) => return Err(process_failed(failure, messages)),
-            Some(Report::AwaitsHooks | Report::Listener { .. }) => {
-                return Err(ExecError::step(HEAR)(Errno::BADMSG));
-            }
+            Some(_) => return Err(ExecError::step(HEAR)(Errno::BADMSG)),
             None => return Err(ExecError::Died),
         }
         if let Some(path) = console_socket

@@ -28,6 +28,12 @@ pub enum StartError {
         /// What it is instead.
         status: Status,
     },
+    /// There is nothing to start. The container remains created.
+    #[error("container `{id}` cannot be started: its configuration has no process")]
+    NoProcess {
+        /// The container.
+        id: String,
+    },
     /// The kernel refused to execute the program. The container is stopped.
     #[error("cannot start the container's program")]
     Program(#[source] InitFailure),
@@ -92,6 +98,11 @@ impl Container {
             });
         };
         let report = receive(&socket).map_err(unreachable)?;
+        if let Some(Report::NoProcess) = report {
+            return Err(StartError::NoProcess {
+                id: self.id.to_string(),
+            });
+        }
         self.directory.forget_start()?;
         match report {
             // The socket was closed by the execution, and nothing was said before.
@@ -100,9 +111,7 @@ impl Container {
                 self.see_it_end();
                 Err(StartError::Program(InitFailure::new(failure, messages)))
             }
-            Some(Report::Ready { .. } | Report::AwaitsHooks | Report::Listener { .. }) => {
-                Err(unreachable(Errno::BADMSG))
-            }
+            Some(_) => Err(unreachable(Errno::BADMSG)),
         }
     }
 

@@ -47,6 +47,9 @@ impl Init<'_> {
         if unsafe { close_everything_but(&mut kept) }.is_err() {
             return SETUP_FAILED;
         }
+        if !self.plan.process.is_set() {
+            return self.refuse_starters();
+        }
         let Ok(starter) = wait_for_starter(&self.start) else {
             return SETUP_FAILED;
         };
@@ -54,6 +57,15 @@ impl Init<'_> {
         // A starter that died meanwhile needs no answer; the exit code says the same.
         let _ = send(&starter, &report.encode(), SendFlags::NOSIGNAL);
         code
+    }
+
+    /// The container stays what it is, as if nobody had tried.
+    fn refuse_starters(&self) -> i32 {
+        while let Ok(starter) = wait_for_starter(&self.start) {
+            // One that died meanwhile needs no answer.
+            let _ = send(&starter, &Report::NoProcess.encode(), SendFlags::NOSIGNAL);
+        }
+        SETUP_FAILED
     }
 
     /// On success the starter's socket closes with the execution, and that is what it waits for.

@@ -118,10 +118,11 @@ impl Plan {
                     .to_owned(),
             );
         }
-        let process = spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| SpecError::missing("process"))?;
+        // "REQUIRED when `start` is called" (runtime specification, "Process"), and not before.
+        let process = match spec.process() {
+            Some(process) => ProcessPlan::new(process)?,
+            None => ProcessPlan::unset(),
+        };
         let mut mounts = mounts::plan(
             bundle.directory(),
             spec.mounts().as_deref().unwrap_or_default(),
@@ -146,7 +147,7 @@ impl Plan {
             masked_paths,
             read_only_paths,
             sysctl: sysctl::plan(linux.sysctl().as_ref(), &namespaces)?,
-            process: ProcessPlan::new(process)?,
+            process,
             execution: ExecutionPlan::new(linux)?,
             seccomp: linux.seccomp().as_ref().map(SeccompPlan::new).transpose()?,
             cgroup: CgroupPlan::new(linux, id)?,

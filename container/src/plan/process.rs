@@ -12,7 +12,7 @@ use super::{CapabilityPlan, LabelPlan, ResourceLimit, SchedulingPlan, SpecError,
 /// The program and what it runs as.
 #[derive(Debug)]
 pub(crate) struct ProcessPlan {
-    /// At least one.
+    /// The program first; none where the configuration has no `process`, and the container cannot be started.
     pub(crate) arguments: Vec<CString>,
     pub(crate) environment: Vec<CString>,
     pub(crate) working_directory: PathBuf,
@@ -45,6 +45,33 @@ pub(crate) struct WindowSize {
 const DEFAULT_UMASK: u32 = 0o022;
 
 impl ProcessPlan {
+    /// That of a container which can be created, and not started. Whoever waits in it in vain may do nothing.
+    pub(super) fn unset() -> ProcessPlan {
+        ProcessPlan {
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            working_directory: PathBuf::from("/"),
+            user: UserPlan {
+                uid: Uid::ROOT,
+                gid: Gid::ROOT,
+                additional_gids: Vec::new(),
+                umask: DEFAULT_UMASK,
+            },
+            capabilities: CapabilityPlan::default(),
+            limits: Vec::new(),
+            scheduling: SchedulingPlan::default(),
+            no_new_privileges: true,
+            oom_score_adjustment: None,
+            labels: LabelPlan::default(),
+            terminal: None,
+        }
+    }
+
+    /// Whether there is anything to start.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.arguments.is_empty()
+    }
+
     pub(crate) fn new(process: &Process) -> Result<ProcessPlan, SpecError> {
         let arguments = strings("process.args", process.args())?;
         if arguments.first().is_none_or(|program| program.is_empty()) {

@@ -10,7 +10,7 @@ use super::{SpecError, number_list};
 use crate::kernel::scheduling::SchedulingAttributes;
 
 /// When and where a process runs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct SchedulingPlan {
     pub(crate) scheduler: Option<SchedulingAttributes>,
     /// As `ioprio_set(2)` takes it.

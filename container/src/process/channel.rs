@@ -28,6 +28,8 @@ pub(crate) enum Report {
     Listener { number: RawFd },
     /// The process waits to be started.
     Ready { warnings: Vec<String> },
+    /// It has no program to become, and waits on.
+    NoProcess,
     /// It could not be set up, and ends.
     Failed {
         failure: Option<CommandFailure>,
@@ -151,6 +153,7 @@ impl CallerChannel {
 const AWAITS_HOOKS: u8 = b'h';
 const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
+const NO_PROCESS: u8 = b'p';
 const FAILED: u8 = b'f';
 const NOT_FOUND: u8 = b'n';
 const NOT_EXECUTABLE: u8 = b'x';
@@ -161,6 +164,7 @@ impl Report {
             Report::AwaitsHooks => (AWAITS_HOOKS, &Vec::new()),
             Report::Listener { number } => (LISTENER, &vec![number.to_string()]),
             Report::Ready { warnings } => (READY, warnings),
+            Report::NoProcess => (NO_PROCESS, &Vec::new()),
             Report::Failed {
                 failure: None,
                 messages,
@@ -196,6 +200,7 @@ impl Report {
                 number: std::str::from_utf8(rest.strip_prefix(&[0])?).ok()?.parse().ok()?,
             },
             READY => Report::Ready { warnings: texts() },
+            NO_PROCESS => Report::NoProcess,
             FAILED => Report::Failed {
                 failure: None,
                 messages: texts(),
@@ -226,6 +231,7 @@ mod tests {
             Report::Ready {
                 warnings: vec!["one".into(), "two".into()],
             },
+            Report::NoProcess,
             Report::Failed {
                 failure: None,
                 messages: vec!["cannot x".into(), "no such file".into()],

@@ -75,8 +75,10 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The path to give to execve. Called as the program's user, in its root and its folder.
 pub(crate) fn find(process: &ProcessPlan, environment: &[CString]) -> Result<CString, CommandError> {
-    // The plan has at least one.
-    let program = process.arguments.first().cloned().unwrap_or_default();
+    let Some(program) = process.arguments.first().cloned() else {
+        // Nobody will be let execute it.
+        return Ok(CString::default());
+    };
     if program.as_bytes().contains(&b'/') {
         return match check(&program) {
             Ok(()) => Ok(program),

@@ -25,6 +25,8 @@ crate::tests!(
     an_id_in_use_is_refused_and_its_container_lives_on,
     a_starter_that_dies_before_its_word_starts_nothing,
     a_starter_that_dies_after_its_word_leaves_a_running_container,
+    without_a_process_a_container_is_created_and_cannot_be_started,
+    what_is_to_be_started_at_once_needs_a_process,
     what_its_creator_starts_nobody_else_does,
     what_its_creator_starts_ends_with_it_before,
     what_a_dead_creator_left_can_be_deleted,
@@ -234,6 +236,39 @@ fn a_starter_that_dies_before_its_word_starts_nothing() {
     container.start().unwrap();
     assert_eq!(wait(&container), 4);
     container.delete(false).unwrap();
+}
+
+/// "This property is REQUIRED when `start` is called" (runtime specification, "Process"), and an error leaves everything as
+/// if the operation had never been attempted.
+fn without_a_process_a_container_is_created_and_cannot_be_started() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config.as_object_mut().unwrap().remove("process");
+    bundle.config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_KILL_PROCESS" });
+    let mut container = bundle.create(Stdio::Inherit).unwrap();
+    for _ in 0..2 {
+        let refusal = container.start().unwrap_err();
+        assert!(
+            refusal.is(
+                |error| matches!(error, StartError::NoProcess { .. }),
+                "its configuration has no process"
+            ),
+            "{}",
+            chain(&refusal)
+        );
+        assert_eq!(container.status().unwrap(), Status::Created);
+    }
+    container.kill(Signal::KILL).unwrap();
+    wait_until(|| container.status().unwrap() == Status::Stopped);
+    container.delete(false).unwrap();
+}
+
+fn what_is_to_be_started_at_once_needs_a_process() {
+    let mut bundle = TestBundle::command(&["true"]);
+    bundle.config.as_object_mut().unwrap().remove("process");
+    let (states, loaded) = (bundle.states(), bundle.bundle());
+    let options = CreateOptions::new(&states, &bundle.id, &loaded).started_by_creator();
+    let refusal = container::create(options).unwrap_err();
+    assert!(refusal.to_string().ends_with("process: is required"), "{refusal}");
 }
 
 fn what_its_creator_starts_nobody_else_does() {

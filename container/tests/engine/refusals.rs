@@ -14,7 +14,7 @@ crate::tests!(
     empty_fields_not_honoured_yet_are_no_reason,
     a_root_file_system_that_is_none_is_named,
     what_fails_on_the_way_is_told_by_its_place,
-    a_configuration_without_process_or_root_is_refused,
+    a_configuration_without_root_or_linux_is_refused,
     another_major_version_of_the_specification_is_refused,
 );
 
@@ -175,8 +175,8 @@ fn what_fails_on_the_way_is_told_by_its_place() {
     }
 }
 
-fn a_configuration_without_process_or_root_is_refused() {
-    for field in ["process", "root", "linux"] {
+fn a_configuration_without_root_or_linux_is_refused() {
+    for field in ["root", "linux"] {
         let mut bundle = TestBundle::command(&["true"]);
         bundle.config.as_object_mut().unwrap().remove(field);
         let message = chain(&bundle.create(Stdio::Inherit).unwrap_err());

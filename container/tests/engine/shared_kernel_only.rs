@@ -70,6 +70,7 @@ const TESTS: &[(Reason, &[&str])] = &[
             "hooks::a_creator_killed_during_its_hooks_leaves_what_can_be_deleted",
             "life::a_caller_with_threads_is_refused",
             "life::one_that_ended_can_be_opened_until_it_was_waited_for",
+            "life::what_is_to_be_started_at_once_needs_a_process",
             "life::what_its_creator_starts_ends_with_it_before",
             "life::what_its_creator_starts_nobody_else_does",
             "pod_cgroups::a_cgroup_of_others_is_refused",
