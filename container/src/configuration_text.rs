@@ -92,8 +92,8 @@ fn relax_process(process: &mut Value, warnings: &mut Vec<String>) -> bool {
     with_flags || without_capabilities
 }
 
-/// Capabilities that are not known are left out with a warning, as the specification wants ("Linux Process"). True if there
-/// was one.
+/// Capabilities that are not known are left out with a warning, as the specification wants ("Linux Process"), in the words
+/// in which runc warns. True if there was one.
 fn drop_unknown_capabilities(process: &mut Value, warnings: &mut Vec<String>) -> bool {
     let before = warnings.len();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
@@ -101,16 +101,20 @@ fn drop_unknown_capabilities(process: &mut Value, warnings: &mut Vec<String>) ->
         let Some(names) = names.as_array_mut() else {
             continue;
         };
+        let mut unknown = Vec::new();
         names.retain(|name| {
             let is_known = !name.is_string() || serde_json::from_value::<Capability>(name.clone()).is_ok();
             if !is_known {
-                let name = name.as_str().unwrap_or_default();
-                warnings.push(format!(
-                    "process.capabilities.{set}: there is no capability {name:?}, and it is left out"
-                ));
+                unknown.push(name.as_str().unwrap_or_default().escape_debug().to_string());
             }
             is_known
         });
+        if !unknown.is_empty() {
+            let names = unknown.join(" ");
+            warnings.push(format!(
+                "process.capabilities.{set}: ignoring unknown or unavailable capabilities: [{names}]"
+            ));
+        }
     }
     warnings.len() > before
 }

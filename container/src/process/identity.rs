@@ -83,11 +83,9 @@ pub(super) fn change(
     hide_memory()?;
     // As root, because a folder of another user's is often where the program is meant to start.
     let entered = fchdir(&working_directory);
-    let held = capabilities(None)
-        .map_err(SetUpError::step("read the capabilities"))?
-        .permitted
-        .bits();
-    let (wanted, warnings) = available(process.capabilities, held);
+    let held = capabilities(None).map_err(SetUpError::step("read the capabilities"))?;
+    let (held, inherited) = (held.permitted.bits(), held.inheritable.bits());
+    let (wanted, warnings) = available(process.capabilities, held, inherited);
 
     drop_from_bounding_set(held, wanted.bounding)?;
     let user = &process.user;
@@ -179,10 +177,11 @@ fn set_capability_sets(plan: &CapabilityPlan) -> Result<(), SetUpError> {
 }
 
 /// The plan without what this process cannot give, and a warning for each capability left out. An ambient capability
-/// has to be permitted and inheritable too (capabilities(7)), an effective one permitted.
-fn available(plan: CapabilityPlan, held: u64) -> (CapabilityPlan, Vec<String>) {
+/// has to be permitted and inheritable too (capabilities(7)), an effective one permitted. By the time that the sets are
+/// written the bounding set is the new one, and an inheritable capability has to be in it, or to have been one before.
+fn available(plan: CapabilityPlan, held: u64, inherited: u64) -> (CapabilityPlan, Vec<String>) {
     let permitted = plan.permitted & held;
-    let inheritable = plan.inheritable & held & (plan.bounding | permitted);
+    let inheritable = plan.inheritable & (inherited | held & plan.bounding);
     let given = CapabilityPlan {
         bounding: plan.bounding & held,
         effective: plan.effective & permitted,
@@ -234,7 +233,7 @@ mod tests {
             inheritable: 1,
             ambient: 1,
         };
-        assert_eq!(available(plan, u64::MAX), (plan, Vec::new()));
+        assert_eq!(available(plan, u64::MAX, 0), (plan, Vec::new()));
     }
 
     #[test]
@@ -245,13 +244,30 @@ mod tests {
             permitted: 3,
             ..CapabilityPlan::default()
         };
-        let (given, warnings) = available(plan, 1);
+        let (given, warnings) = available(plan, 1, 0);
         assert_eq!((given.bounding, given.effective, given.permitted), (1, 1, 1));
         assert_eq!(warnings.len(), 3);
         assert!(
             warnings[0].contains("bounding") && warnings[0].contains("CAP_DAC_OVERRIDE"),
             "{warnings:?}"
         );
+    }
+
+    #[test]
+    fn an_inheritable_capability_outside_the_bounding_set_is_given_only_if_it_was_one_before() {
+        let plan = CapabilityPlan {
+            bounding: 1,
+            permitted: 3,
+            inheritable: 3,
+            ..CapabilityPlan::default()
+        };
+        let (given, warnings) = available(plan, 3, 0);
+        assert_eq!(given.inheritable, 1);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("inheritable"),
+            "{warnings:?}"
+        );
+        assert_eq!(available(plan, 3, 2), (plan, Vec::new()));
     }
 
     #[test]
@@ -262,7 +278,7 @@ mod tests {
             ambient: 1,
             ..CapabilityPlan::default()
         };
-        let (given, warnings) = available(plan, 1);
+        let (given, warnings) = available(plan, 1, 0);
         assert_eq!(given.ambient, 0);
         assert!(warnings.is_empty());
     }

@@ -12,6 +12,7 @@ crate::tests!(
     a_user_keeps_ambient_capabilities,
     what_cannot_be_granted_is_a_warning,
     a_capability_that_nobody_knows_is_a_warning,
+    an_inheritable_capability_outside_the_bounding_set_is_a_warning,
     no_new_privileges_is_set_only_when_asked_for,
     limits_and_the_oom_score_are_set,
     home_comes_from_the_images_passwd_and_not_over_a_given_one,
@@ -111,7 +112,9 @@ fn a_capability_that_nobody_knows_is_a_warning() {
     let mut container = bundle.create(stdio).unwrap();
     let warnings = container.take_warnings().join("\n");
     assert!(
-        warnings.contains("process.capabilities.bounding: there is no capability \"CAP_OF_TOMORROW\""),
+        warnings.contains(
+            "process.capabilities.bounding: ignoring unknown or unavailable capabilities: [CAP_OF_TOMORROW]"
+        ),
         "{warnings}"
     );
     container.start().unwrap();
@@ -119,6 +122,28 @@ fn a_capability_that_nobody_knows_is_a_warning() {
     let outcome = output.outcome(0);
     assert!(
         outcome.stdout.contains("CapBnd:\t0000000000000020"),
+        "{outcome:?}"
+    );
+    container.delete(true).unwrap();
+}
+
+/// The kernel does not let a process inherit what it may never have (capset(2)).
+fn an_inheritable_capability_outside_the_bounding_set_is_a_warning() {
+    let mut bundle = TestBundle::command(&SHOW);
+    bundle.config["process"]["capabilities"] = json!({
+        "bounding": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN", "CAP_KILL"], "inheritable": ["CAP_CHOWN", "CAP_KILL"]
+    });
+    let (stdio, output) = files(&bundle.folder);
+    let mut container = bundle.create(stdio).unwrap();
+    assert_eq!(
+        container.take_warnings(),
+        ["process.capabilities.inheritable: cannot be granted: CAP_KILL"]
+    );
+    container.start().unwrap();
+    assert_eq!(wait(&container), 0);
+    let outcome = output.outcome(0);
+    assert!(
+        outcome.stdout.contains("CapInh:\t0000000000000001"),
         "{outcome:?}"
     );
     container.delete(true).unwrap();
