@@ -28,7 +28,7 @@ use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, SpecError, id_map
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::process::{self, SecurityModules};
 use crate::procfs;
-use crate::rootfs::Sources;
+use crate::rootfs::{RootfsError, Sources, open_in_turn};
 use crate::state::{
     NamespaceIdentities, OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status,
 };
@@ -48,8 +48,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     }
     let joined = JoinedNamespaces::open(&plan.namespaces)?;
     joined.check_settings(&plan, options.sets_own_network)?;
-    let mut sources = Sources::open(&plan)
-        .map_err(|error| CreateError::Sources(InitFailure::new(None, process::messages(&error))))?;
+    let mut sources = Sources::open(&plan).map_err(unopened)?;
     if can_be_made_outside(&plan, &joined) {
         let namespace = joined
             .pid()
@@ -372,7 +371,7 @@ impl Creation<'_> {
             match report {
                 Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
                 Some((Report::Ready { .. }, _)) => return Ok(pid.as_raw_pid()),
-                Some((Report::AwaitsHooks | Report::NoProcess, _)) => {
+                Some((Report::AwaitsHooks | Report::AwaitsSources { .. } | Report::NoProcess, _)) => {
                     return Err(CreateError::step(HEAR)(Errno::BADMSG));
                 }
                 Some((Report::Failed { failure, messages }, _)) => {
@@ -409,6 +408,10 @@ impl Creation<'_> {
                         DefaultEnvironment::Inherited,
                     )?;
                     channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
+                }
+                Some((Report::AwaitsSources { first }, _)) => {
+                    let trees = open_in_turn(self.plan, first).map_err(unopened)?;
+                    channel.hand_over(&trees).map_err(CreateError::step(LET_GO_ON))?;
                 }
                 Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
                 Some((Report::Ready { warnings }, terminal)) => return Ok((terminal, warnings)),
@@ -505,6 +508,10 @@ impl Creation<'_> {
             },
         }
     }
+}
+
+fn unopened(error: RootfsError) -> CreateError {
+    CreateError::Sources(InitFailure::new(None, process::messages(&error)))
 }
 
 pub(super) fn check_streams(

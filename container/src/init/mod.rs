@@ -196,6 +196,7 @@ impl Init<'_> {
             &root,
             &plan.mounts,
             &self.sources,
+            |first| self.channel.ask_for(&Report::AwaitsSources { first }),
             self.cgroup,
             has_cgroup_namespace,
         )?;

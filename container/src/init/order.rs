@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::bundle::Bundle;
 use crate::cgroup::Hierarchies;
-use crate::kernel::calls::{Order, recorded};
+use crate::kernel::calls::{Order, Record, recorded};
 use crate::process::channel::channel;
 
 /// What a container with all that matters here and these changes to its configuration, by JSON pointers, does from its birth
@@ -32,7 +32,7 @@ fn order_with(changes: &[(&str, Value)], entrances: CgroupEntrances) -> Order {
     }
     let bundle = Bundle::new(folder.path().to_owned(), serde_json::from_value(config).unwrap());
     let plan = Plan::new(&bundle, &"order".parse().unwrap()).unwrap();
-    recorded(|| run(&plan, folder.path(), entrances))
+    recorded(|record| run(&plan, folder.path(), entrances, record))
 }
 
 fn config() -> Value {
@@ -68,7 +68,7 @@ fn config() -> Value {
 }
 
 /// As `create` prepares it in the caller and `Init::run` goes on in its child, up to the execution that fails.
-fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances) {
+fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances, record: &Record) {
     let listener = UnixListener::bind(folder.join("start")).unwrap();
     let starter = std::thread::spawn({
         let path = folder.join("start");
@@ -112,10 +112,24 @@ fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances) {
         made: None,
         not_ours: vec![spare(), spare()],
     };
-    let code = init.set_up_and_become();
-    let heard = caller.receive().unwrap().map(|(report, _)| report);
-    assert_eq!((code, heard), (127, Some(Report::Ready { warnings: Vec::new() })));
-    drop(init);
+    std::thread::scope(|scope| {
+        // As the caller does it.
+        let hears = scope.spawn(|| {
+            loop {
+                match caller.receive().unwrap() {
+                    Some((Report::AwaitsSources { first }, _)) => {
+                        let trees = record.also(|| rootfs::open_in_turn(plan, first).unwrap());
+                        caller.hand_over(&trees).unwrap();
+                    }
+                    heard => return heard.map(|(report, _)| report),
+                }
+            }
+        });
+        let code = init.set_up_and_become();
+        drop(init);
+        let heard = hears.join().unwrap();
+        assert_eq!((code, heard), (127, Some(Report::Ready { warnings: Vec::new() })));
+    });
     starter.join().unwrap();
 }
 

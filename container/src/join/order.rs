@@ -51,7 +51,7 @@ fn order_in(changes: &[(&str, Value)], namespaces: &[&str], filter: Value) -> Or
         NamespacePlan::new(&linux).unwrap(),
         ExecutionPlan::new(&linux).unwrap(),
     );
-    recorded(|| run(&process, &namespaces, &execution, &filter))
+    recorded(|_| run(&process, &namespaces, &execution, &filter))
 }
 
 /// As `exec` prepares it in the caller and `Joining::run` goes on in its child, and in the child of that.

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::io::{Errno, IoSlice, IoSliceMut};
@@ -16,6 +17,9 @@ use super::CommandFailure;
 /// Enough for any chain of messages with paths in them; what is longer is cut.
 const PACKET_LIMIT: usize = 32 << 10;
 
+/// As many descriptors as a packet holds here; the kernel's limit is 253.
+pub(crate) const MOST_DESCRIPTORS: usize = 32;
+
 /// How long a process may take from one word to the next, on however slow a machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -24,6 +28,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) enum Report {
     /// The process waits for the hooks that the caller runs at this point.
     AwaitsHooks,
+    /// The process waits for the sources of the bind mounts from this one of the configuration on.
+    AwaitsSources { first: usize },
     /// The process is about to load a filter whose listener will be this descriptor of its own, and waits to go on.
     Listener { number: RawFd },
     /// The process waits to be started.
@@ -61,6 +67,27 @@ impl InitChannel {
         match rustix::net::recv(&self.0, &mut byte, RecvFlags::empty())? {
             (1, _) => Ok(()),
             // The caller died.
+            _ => Err(Errno::PIPE),
+        }
+    }
+
+    /// Asks the caller for descriptors, and waits for them.
+    pub(crate) fn ask_for(&self, report: &Report) -> Result<Vec<OwnedFd>, Errno> {
+        if !self.report(report, None) {
+            return Err(Errno::PIPE);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut word = [0];
+        let received = recvmsg(
+            &self.0,
+            &mut [IoSliceMut::new(&mut word)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        match received.bytes {
+            1 => Ok(descriptors(ancillary)),
+            // The caller died, or undoes everything.
             _ => Err(Errno::PIPE),
         }
     }
@@ -109,6 +136,23 @@ impl CallerChannel {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
     }
 
+    /// The same, with descriptors, of which there are at most [`MOST_DESCRIPTORS`].
+    pub(crate) fn hand_over(&self, files: &[OwnedFd]) -> Result<(), Errno> {
+        let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+            return Err(Errno::NOBUFS);
+        }
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&[1])],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .map(|_| ())
+    }
+
     /// The same where the process may have ended meanwhile: what it said last is still to be heard.
     pub(crate) fn let_go_on_if_there(&self) -> Result<(), Errno> {
         match self.let_go_on() {
@@ -138,19 +182,23 @@ impl CallerChannel {
         if received.bytes == 0 && !received.flags.contains(ReturnFlags::CTRUNC) {
             return Ok(None);
         }
-        let mut terminal = None;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-                terminal = descriptors.next();
-            }
-        }
+        let terminal = descriptors(ancillary).into_iter().next();
         let report = Report::decode(packet.get(..received.bytes).unwrap_or_default()).ok_or(Errno::BADMSG)?;
         Ok(Some((report, terminal)))
     }
 }
 
+fn descriptors(mut ancillary: RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    rights.flatten().collect()
+}
+
 // The first byte says what it is, and texts follow, each after a NUL.
 const AWAITS_HOOKS: u8 = b'h';
+const AWAITS_SOURCES: u8 = b's';
 const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const NO_PROCESS: u8 = b'p';
@@ -162,6 +210,7 @@ impl Report {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (tag, texts) = match self {
             Report::AwaitsHooks => (AWAITS_HOOKS, &Vec::new()),
+            Report::AwaitsSources { first } => (AWAITS_SOURCES, &vec![first.to_string()]),
             Report::Listener { number } => (LISTENER, &vec![number.to_string()]),
             Report::Ready { warnings } => (READY, warnings),
             Report::NoProcess => (NO_PROCESS, &Vec::new()),
@@ -196,8 +245,9 @@ impl Report {
         };
         Some(match *tag {
             AWAITS_HOOKS => Report::AwaitsHooks,
+            AWAITS_SOURCES => Report::AwaitsSources { first: number(rest)? },
             LISTENER => Report::Listener {
-                number: std::str::from_utf8(rest.strip_prefix(&[0])?).ok()?.parse().ok()?,
+                number: number(rest)?,
             },
             READY => Report::Ready { warnings: texts() },
             NO_PROCESS => Report::NoProcess,
@@ -218,6 +268,10 @@ impl Report {
     }
 }
 
+fn number<T: FromStr>(rest: &[u8]) -> Option<T> {
+    std::str::from_utf8(rest.strip_prefix(&[0])?).ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +280,7 @@ mod tests {
     fn reports_arrive_as_they_were_sent() {
         for report in [
             Report::AwaitsHooks,
+            Report::AwaitsSources { first: 300 },
             Report::Listener { number: 12 },
             Report::Ready { warnings: Vec::new() },
             Report::Ready {
@@ -255,6 +310,25 @@ mod tests {
         let (_, received) = caller.receive().unwrap().unwrap();
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
         assert_eq!(inode(&received.unwrap()), inode(&sent));
+    }
+
+    #[test]
+    fn descriptors_travel_to_whoever_asked_for_them() {
+        let (caller, init) = channel().unwrap();
+        let files: Vec<OwnedFd> = (0..MOST_DESCRIPTORS)
+            .map(|_| rustix::pipe::pipe().unwrap().0)
+            .collect();
+        caller.hand_over(&files).unwrap();
+        let asked = Report::AwaitsSources { first: 0 };
+        let received = init.ask_for(&asked).unwrap();
+        assert_eq!(caller.receive().unwrap().unwrap().0, asked);
+        let inodes = |files: &[OwnedFd]| -> Vec<u64> {
+            let inode = |file| rustix::fs::fstat(file).unwrap().st_ino;
+            files.iter().map(inode).collect()
+        };
+        assert_eq!(inodes(&received), inodes(&files));
+        drop(caller);
+        assert!(init.ask_for(&asked).is_err());
     }
 
     #[test]

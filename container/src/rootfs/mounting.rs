@@ -52,18 +52,34 @@ pub(crate) fn can_show_processes_of(namespace: &OwnedFd, mounts: &[MountPlan]) -
             && file_system::can_show_processes_of(namespace)
 }
 
-/// Mounts everything in order, so that later mounts see earlier ones.
+/// Mounts everything in order, so that later mounts see earlier ones. What has not been opened yet comes from the caller,
+/// who is asked for bind mounts by the first that is needed, and gives those that follow it too.
 pub(crate) fn mount_all(
     root: &ContainerRoot,
     mounts: &[MountPlan],
     sources: &Sources,
+    ask_caller: impl Fn(usize) -> Result<Vec<OwnedFd>, Errno>,
     cgroup: &Cgroup,
     has_cgroup_namespace: bool,
 ) -> Result<Unsealed, RootfsError> {
     let mut unsealed = Unsealed::default();
-    for (plan, source) in mounts.iter().zip(&sources.mounts) {
+    let mut given = Vec::new().into_iter();
+    for (position, (plan, source)) in mounts.iter().zip(&sources.mounts).enumerate() {
         let mounted = match (&plan.kind, source) {
             (MountKind::Bind { .. }, Some(tree)) => attach_bind(root, &plan.destination, tree).map(|()| None),
+            (MountKind::Bind { .. }, None) => {
+                let failed = RootfsError::step("get the bind mounts' sources from the caller");
+                if given.len() == 0 {
+                    match ask_caller(position) {
+                        Ok(trees) => given = trees.into_iter(),
+                        Err(errno) => return Err(failed(errno)),
+                    }
+                }
+                match given.next() {
+                    Some(tree) => attach_bind(root, &plan.destination, &tree).map(|()| None),
+                    None => return Err(failed(Errno::BADMSG)),
+                }
+            }
             (
                 MountKind::FileSystem {
                     kind, source: name, ..
@@ -81,8 +97,6 @@ pub(crate) fn mount_all(
                     .map(|()| None)
             }
             (MountKind::Remount { bind }, _) => remount(root, plan, *bind).map(|()| None),
-            // Every bind mount was opened by the caller.
-            (MountKind::Bind { .. }, None) => Ok(None),
         };
         let to_be_sealed = mounted.map_err(|error| error.of_mount(plan.index))?;
         unsealed.0.extend(to_be_sealed.map(|mount| Filled {

@@ -1,8 +1,12 @@
-//! What the container is made of, taken from the caller's tree of mounts before the container exists.
+//! What the container is made of, taken from the caller's tree of mounts, by the caller.
 //!
 //! Each is a detached copy of a mount (open_tree(2)), already with its final attributes and propagation. The
 //! container's process only has to move it into place: there is no moment in which a read-only mount can be written
 //! to, and the paths are resolved with the caller's permissions, not those of a mapped root.
+//!
+//! Since Linux 6.8 a mount namespace lists its mounts in the order in which they were made, and copies are made here. So
+//! that it is the configuration's, what follows a mount that only the container's process can make is copied when that is
+//! made, and the process asks for it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,13 +19,14 @@ use super::RootfsError;
 use super::id_mapped::Mappings;
 use crate::kernel::calls::{mount_setattr, open_tree};
 use crate::kernel::mount_setattr::{MountAttributes, attribute};
-use crate::plan::{AttributeChange, MountKind, MountOptions, MountPlan, Plan};
+use crate::plan::{AttributeChange, MountKind, MountOptions, MountPlan, Namespace, Plan};
+use crate::process::channel::MOST_DESCRIPTORS;
 
 /// Detached mounts.
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) root: OwnedFd,
-    /// One for each mount of the configuration; none where it takes nothing of the caller's.
+    /// One for each mount of the configuration; none where it takes nothing of the caller's, or not yet.
     pub(crate) mounts: Vec<Option<OwnedFd>>,
     /// The pid namespace that proc file systems show, if that is not the one of whoever mounts them.
     pub(crate) processes_of: Option<OwnedFd>,
@@ -30,7 +35,17 @@ pub(crate) struct Sources {
 impl Sources {
     pub(crate) fn open(plan: &Plan) -> Result<Sources, RootfsError> {
         let mut mappings = Mappings::default();
+        // Without a mount namespace of its own, what is mounted for the container is in the way of later paths.
+        let can_wait = plan.namespaces.creates(Namespace::Mount);
+        let mut has_others_before = false;
         let open = |mount: &MountPlan| {
+            has_others_before |= matches!(
+                mount.kind,
+                MountKind::FileSystem { .. } | MountKind::Cgroup { .. }
+            );
+            if can_wait && has_others_before && matches!(mount.kind, MountKind::Bind { .. }) {
+                return Ok(None);
+            }
             open_mount(mount, plan.root.propagation, &mut mappings)
                 .map_err(|error| error.of_mount(mount.index))
         };
@@ -40,6 +55,24 @@ impl Sources {
             processes_of: None,
         })
     }
+}
+
+/// Opens those that had to wait, from the `first` of the configuration to the next mount that is none, or as many as fit
+/// into a packet.
+pub(crate) fn open_in_turn(plan: &Plan, first: usize) -> Result<Vec<OwnedFd>, RootfsError> {
+    let mut mappings = Mappings::default();
+    let binds = plan
+        .mounts
+        .iter()
+        .skip(first)
+        .take(MOST_DESCRIPTORS)
+        .map_while(|mount| {
+            let bind = matches!(mount.kind, MountKind::Bind { .. }).then_some(mount)?;
+            open_mount(bind, plan.root.propagation, &mut mappings)
+                .map_err(|error| error.of_mount(bind.index))
+                .transpose()
+        });
+    binds.collect()
 }
 
 /// The root is nobody's peer until it has become the root: what is mounted in it while it is made belongs to the

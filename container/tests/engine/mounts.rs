@@ -41,6 +41,7 @@ crate::tests!(
     mounts_of_the_host_reach_a_slave_and_not_a_private_bind,
     without_a_network_of_its_own_a_user_namespace_sees_the_callers_sysfs,
     cgroup2_alone_is_shown_where_it_is_asked_for,
+    mounts_are_listed_in_the_order_of_the_configuration,
 );
 
 /// A folder of the host's with a file in it and, mounted below, a tmpfs.
@@ -610,4 +611,31 @@ fn cgroup2_alone_is_shown_where_it_is_asked_for() {
     let mut bundle = TestBundle::shell("stat -f -c %t /sys/fs/cgroup; ls /sys/fs/cgroup/cgroup.procs");
     bundle.config["mounts"][6]["type"] = "cgroup2".into();
     assert_eq!(bundle.output(), "63677270\n/sys/fs/cgroup/cgroup.procs\n");
+}
+
+/// More binds follow each other than the caller hands over at once.
+fn mounts_are_listed_in_the_order_of_the_configuration() {
+    let mut bundle = TestBundle::command(&SHOW_MOUNTS);
+    let source = volume(&bundle);
+    let mut expected = Vec::new();
+    for turn in 0..3 {
+        let file_system = format!("/tmpfs-{turn}");
+        bundle.mount(json!({ "destination": file_system, "type": "tmpfs", "source": "tmpfs" }));
+        expected.push(file_system);
+        for number in 0..=20 * turn {
+            let (name, from) = match number % 2 {
+                0 => ("folder", source.clone()),
+                _ => ("file", source.join("file")),
+            };
+            let bind = format!("/{name}-{turn}-{number}");
+            bundle.mount(json!({ "destination": bind, "source": from, "options": ["bind"] }));
+            expected.push(bind);
+        }
+    }
+    let mountinfo = mountinfo(&bundle);
+    let points = mountinfo.lines().map(|line| line.split(' ').nth(4).unwrap());
+    let listed: Vec<&str> = points
+        .filter(|point| expected.iter().any(|one| one == point))
+        .collect();
+    assert_eq!(listed, expected);
 }

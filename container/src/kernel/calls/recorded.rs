@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -25,23 +26,39 @@ use crate::kernel::{
 };
 
 thread_local! {
-    static RECORD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    static RECORD: RefCell<Option<Record>> = const { RefCell::new(None) };
 }
 
-/// What `work` calls.
-pub(crate) fn recorded(work: impl FnOnce()) -> Order {
-    RECORD.set(Some(Vec::new()));
-    work();
-    Order::new(RECORD.take().unwrap_or_default())
+/// What is being written down.
+#[derive(Clone, Default)]
+pub(crate) struct Record(Arc<Mutex<Vec<String>>>);
+
+impl Record {
+    /// Writes down what `work` calls in this thread.
+    pub(crate) fn also<T>(&self, work: impl FnOnce() -> T) -> T {
+        RECORD.set(Some(self.clone()));
+        let made = work();
+        RECORD.set(None);
+        made
+    }
+}
+
+/// What `work`, which is given the record for threads of its own, calls.
+pub(crate) fn recorded(work: impl FnOnce(&Record)) -> Order {
+    let record = Record::default();
+    record.also(|| work(&record));
+    Order::new(std::mem::take(&mut record.0.lock().unwrap()))
 }
 
 fn is_recorded(words: impl FnOnce() -> String) -> bool {
-    let is_recording = RECORD.with_borrow(Option::is_some);
-    if is_recording {
-        let words = words();
-        RECORD.with_borrow_mut(|record| record.iter_mut().for_each(|record| record.push(words.clone())));
+    match RECORD.with_borrow(Clone::clone) {
+        Some(record) => {
+            let words = words();
+            record.0.lock().unwrap().push(words);
+            true
+        }
+        None => false,
     }
-    is_recording
 }
 
 macro_rules! calls {
