@@ -23,13 +23,6 @@ pub(crate) struct TestBundle {
     pub(crate) config: Value,
 }
 
-/// The cgroup of a container without a path of its own, in a hierarchy by its folder's name.
-pub(crate) fn own_cgroup(hierarchy: &str, id: &ContainerId) -> PathBuf {
-    Path::new("/sys/fs/cgroup")
-        .join(hierarchy)
-        .join(format!("bulkhead-{id}"))
-}
-
 /// How a container ended and what it said.
 #[derive(Debug)]
 pub(crate) struct Outcome {

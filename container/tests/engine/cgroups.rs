@@ -4,10 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use container::{CgroupError, CreateError, Stdio};
-use rustix::mount::{MountFlags, mount};
 use serde_json::json;
 
-use crate::bundle::{TestBundle, chain, files, own_cgroup, wait, wait_until};
+use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::cgroup_files::{
+    GO_TO_CGROUP, cgroup_at, cgroup2_has, is_cgroup2_alone, lines_of_mounted, own_cgroup, show_cgroup2_alone,
+};
 
 crate::tests!(
     too_much_memory_is_137,
@@ -62,9 +64,6 @@ fn too_many_processes_fail_to_fork() {
     assert!(outcome.stderr.contains("can't fork"), "{outcome:?}");
 }
 
-/// To where the container's cgroup, in either version, limits its processes.
-pub(crate) const GO_TO_CGROUP: &str = "cd /sys/fs/cgroup; [ ! -d pids ] || cd pids";
-
 /// The folder of a controller's hierarchy for a container without a path.
 fn folder(bundle: &TestBundle, controller: &str) -> PathBuf {
     own_cgroup(controller, &bundle.id)
@@ -87,19 +86,17 @@ fn limits_are_written_to_the_files() {
         ("cpuset", "cpuset.cpus", "0"),
         ("pids", "pids.max", "99"),
     ];
-    // One hierarchy without folders for controllers.
     let version_2 = [
-        (".", "memory.max", "67108864"),
-        (".", "memory.low", "33554432"),
-        (".", "cpu.max", "50000 100000"),
-        (".", "cpu.weight", "59"),
-        (".", "cpuset.cpus", "0"),
-        (".", "pids.max", "99"),
+        ("memory", "memory.max", "67108864"),
+        ("memory", "memory.low", "33554432"),
+        ("cpu", "cpu.max", "50000 100000"),
+        ("cpu", "cpu.weight", "59"),
+        ("cpuset", "cpuset.cpus", "0"),
+        ("pids", "pids.max", "99"),
     ];
-    let expected = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        &version_2[..]
-    } else {
-        &version_1[..]
+    let expected = match is_cgroup2_alone() {
+        true => &version_2[..],
+        false => &version_1[..],
     };
     for (controller, file, value) in expected {
         let path = folder(&bundle, controller).join(file);
@@ -128,17 +125,16 @@ fn a_cgroups_path_is_made_and_removed(beginning: &str) {
     bundle.config["linux"]["cgroupsPath"] = format!("{beginning}{}", &path[1..]).into();
     let mut container = bundle.create(Stdio::Inherit).unwrap();
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", container.pid().unwrap())).unwrap();
-    // There may be hierarchies that are mounted in other namespaces only.
-    let is_mounted = |line: &&str| {
-        let name = line.split(':').nth(1).unwrap();
-        let folder = Path::new("/sys/fs/cgroup").join(name.trim_start_matches("name="));
-        fs::exists(folder).unwrap()
-    };
-    let mut mounted = cgroup.lines().filter(is_mounted);
-    assert!(mounted.all(|line| line.ends_with(&path)), "{cgroup}");
+    let mounted = lines_of_mounted(&cgroup);
+    assert!(
+        !mounted.is_empty() && mounted.iter().all(|line| line.ends_with(&path)),
+        "{cgroup}"
+    );
+    let first = cgroup_at("memory", bundle.id.as_str());
+    assert!(fs::exists(&first).unwrap());
     container.delete(true).unwrap();
     wait(&container);
-    assert!(!fs::exists(format!("/sys/fs/cgroup/memory/{}", bundle.id)).unwrap());
+    assert!(!fs::exists(&first).unwrap());
 }
 
 fn a_cgroup_with_somebody_in_it_is_refused() {
@@ -209,10 +205,8 @@ fn cgroups_made_inside_the_container_go_with_it() {
     bundle.output();
 }
 
-/// Puts cgroup2 alone on /sys/fs/cgroup of this test's own mount namespace, as it is in a guest. The machine's cgroup2
-/// tree has no controllers to limit with, but it has processes and devices.
 fn cgroup2_alone_holds_a_container_and_its_devices() {
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    show_cgroup2_alone();
     let script = "cat /proc/self/cgroup | grep 0::; head -c 3 /dev/zero | wc -c; \
                   mknod /dev/disk b 259 7 && echo made; head -c 1 /dev/disk; \
                   mknod /dev/tun c 10 200; : >/dev/tun && echo wrote; sh -c ': </dev/tun'; ls /sys/fs/cgroup/cgroup.procs";
@@ -274,19 +268,31 @@ fn block_devices_are_weighed_and_throttled() {
         .create(Stdio::Inherit)
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
     let read = |file: &str| fs::read_to_string(folder(&bundle, "blkio").join(file));
-    for (file, rate) in [
-        ("read_bps_device", 1 << 20),
-        ("write_bps_device", 2 << 20),
-        ("read_iops_device", 100),
-        ("write_iops_device", 200),
-    ] {
-        let value = read(&format!("blkio.throttle.{file}")).unwrap();
-        assert_eq!(value.trim(), format!("{major}:{minor} {rate}"), "{file}");
+    if is_cgroup2_alone() {
+        assert_eq!(
+            read("io.max").unwrap().trim(),
+            format!("{major}:{minor} rbps=1048576 wbps=2097152 riops=100 wiops=200")
+        );
+        match read("io.bfq.weight") {
+            Ok(weight) => assert_eq!(weight.trim(), "default 500"),
+            // From 10..1000 to 1..10000.
+            Err(_) => assert_eq!(read("io.weight").unwrap().trim(), "default 4950"),
+        }
+    } else {
+        for (file, rate) in [
+            ("read_bps_device", 1 << 20),
+            ("write_bps_device", 2 << 20),
+            ("read_iops_device", 100),
+            ("write_iops_device", 200),
+        ] {
+            let value = read(&format!("blkio.throttle.{file}")).unwrap();
+            assert_eq!(value.trim(), format!("{major}:{minor} {rate}"), "{file}");
+        }
+        let weight = read("blkio.weight")
+            .or_else(|_| read("blkio.bfq.weight"))
+            .unwrap();
+        assert_eq!(weight.trim(), "500");
     }
-    let weight = read("blkio.weight")
-        .or_else(|_| read("blkio.bfq.weight"))
-        .unwrap();
-    assert_eq!(weight.trim(), "500");
     container.delete(true).unwrap();
     wait(&container);
 }
@@ -323,7 +329,7 @@ fn huge_pages_are_limited_on_whichever_version_has_them() {
     let mut container = bundle
         .create(Stdio::Inherit)
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
-    let folder = own_cgroup(root, &bundle.id);
+    let folder = Path::new(root).join(format!("bulkhead-{}", bundle.id));
     let limit = fs::read_to_string(folder.join(format!("hugetlb.{size}.max")))
         .or_else(|_| fs::read_to_string(folder.join(format!("hugetlb.{size}.limit_in_bytes"))));
     assert_eq!(limit.unwrap().trim(), (64 << 20).to_string());
@@ -332,7 +338,7 @@ fn huge_pages_are_limited_on_whichever_version_has_them() {
 }
 
 fn huge_pages_are_limited_in_cgroup2() {
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    show_cgroup2_alone();
     huge_pages_are_limited_on_whichever_version_has_them();
 }
 
@@ -344,8 +350,8 @@ fn limits_without_their_controller_or_file_are_named() {
         fs::remove_dir_all(&bundle.folder).unwrap();
         message
     };
-    let network = message(json!({ "network": { "classID": 0x10_0001 } }));
-    if !fs::exists("/sys/fs/cgroup/net_cls").unwrap() {
+    if !is_cgroup2_alone() && !fs::exists("/sys/fs/cgroup/net_cls").unwrap() {
+        let network = message(json!({ "network": { "classID": 0x10_0001 } }));
         assert!(
             network.contains("linux.resources.network.classID: the cgroup controller `net_cls`"),
             "{network}"
@@ -353,11 +359,13 @@ fn limits_without_their_controller_or_file_are_named() {
     }
     let pages = message(json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 0 }] }));
     assert!(pages.contains("linux.resources.hugepageLimits[0]: "), "{pages}");
-    let unified = message(json!({ "unified": { "memory.high": "1000000" } }));
-    assert!(
-        unified.contains("linux.resources.unified[`memory.high`]: is a file of cgroup2"),
-        "{unified}"
-    );
+    if !is_cgroup2_alone() {
+        let unified = message(json!({ "unified": { "memory.high": "1000000" } }));
+        assert!(
+            unified.contains("linux.resources.unified[`memory.high`]: is a file of cgroup2"),
+            "{unified}"
+        );
+    }
     let device = message(json!({ "blockIO": {
         "throttleReadBpsDevice": [{ "major": 4000, "minor": 0, "rate": 1 }]
     }}));
@@ -366,12 +374,9 @@ fn limits_without_their_controller_or_file_are_named() {
         "{device}"
     );
 
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
-    let memory = message(json!({ "memory": { "limit": 64 << 20 } }));
-    let has_memory = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
-        .unwrap()
-        .contains("memory");
-    if !has_memory {
+    show_cgroup2_alone();
+    if !cgroup2_has("memory") {
+        let memory = message(json!({ "memory": { "limit": 64 << 20 } }));
         assert!(
             memory.contains("linux.resources.memory.limit: the cgroup controller `memory`"),
             "{memory}"
@@ -386,21 +391,37 @@ fn limits_without_their_controller_or_file_are_named() {
 
 fn bursts_idleness_and_unlimited_values_are_written() {
     let mut bundle = TestBundle::command(&["true"]);
+    // The other three of memory are not there in cgroup2.
+    let memory = match is_cgroup2_alone() {
+        true => json!({ "limit": -1 }),
+        false => json!({ "limit": -1, "useHierarchy": true, "disableOOMKiller": true, "swappiness": 10 }),
+    };
     bundle.config["linux"]["resources"] = json!({
-        "memory": { "limit": -1, "useHierarchy": true, "disableOOMKiller": true, "swappiness": 10 },
+        "memory": memory,
         "cpu": { "quota": 50_000, "period": 100_000, "burst": 20_000, "idle": 1 },
         "pids": { "limit": -1 }
     });
     let mut container = bundle
         .create(Stdio::Inherit)
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
-    for (controller, file, value) in [
+    let version_1 = [
         ("cpu", "cpu.cfs_burst_us", "20000"),
         ("cpu", "cpu.idle", "1"),
         ("pids", "pids.max", "max"),
         ("memory", "memory.swappiness", "10"),
         ("memory", "memory.oom_control", "oom_kill_disable 1"),
-    ] {
+    ];
+    let version_2 = [
+        ("cpu", "cpu.max.burst", "20000"),
+        ("cpu", "cpu.idle", "1"),
+        ("pids", "pids.max", "max"),
+        ("memory", "memory.max", "max"),
+    ];
+    let expected = match is_cgroup2_alone() {
+        true => &version_2[..],
+        false => &version_1[..],
+    };
+    for &(controller, file, value) in expected {
         let text = fs::read_to_string(folder(&bundle, controller).join(file)).unwrap();
         assert_eq!(text.lines().next().unwrap(), value, "{file}");
     }
@@ -436,7 +457,7 @@ fn buffers_of_tcp_are_limited_where_the_kernel_still_counts_them() {
 
 /// Each process makes the next one and ends, so whoever is looked for is gone when he is found.
 fn those_who_fork_for_ever_die_in_cgroup2() {
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    show_cgroup2_alone();
     let mut bundle = TestBundle::shell("f() { f & }; for i in 1 2 3 4; do f; done; sleep 60");
     // Neither has the pid namespace's end to die of.
     bundle.config["linux"]["resources"] = json!({});

@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use container::{CommandFailure, ExecError, ExecOptions, Stdio};
 use oci_spec::runtime::Process;
-use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
-use crate::bundle::{Outcome, TestBundle, chain, files, own_cgroup, pipes, wait, wait_until};
+use crate::bundle::{Outcome, TestBundle, chain, files, pipes, wait, wait_until};
+use crate::cgroup_files::{is_cgroup2_alone, lines_of_mounted, own_cgroup, show_cgroup2_alone};
 use crate::wall::{Container, Refusal, Wall};
 use crate::watcher;
 
@@ -492,20 +492,26 @@ fn a_process_is_put_into_cgroups_below_the_containers() {
         container.engine().exec(options).map_err(|error| chain(&error))
     };
 
-    let executed = exec(&["memory:/below"]).unwrap();
-    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", executed.pid())).unwrap();
-    let of = |controller: &str| {
-        let line = cgroups
-            .lines()
-            .find(|line| line.split(':').nth(1) == Some(controller));
-        line.unwrap().rsplit(':').next().unwrap().to_owned()
+    // In cgroup2 the controllers have no cgroups of their own.
+    let (word, missing) = match is_cgroup2_alone() {
+        true => ("/below", "other"),
+        false => ("memory:/below", "memory:other"),
     };
-    assert_eq!(of("memory"), format!("/bulkhead-{id}/below"));
-    assert_eq!(of("pids"), format!("/bulkhead-{id}"));
+    let executed = exec(&[word]).unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", executed.pid())).unwrap();
+    for line in lines_of_mounted(&cgroups) {
+        let (_, rest) = line.split_once(':').unwrap();
+        let expected = match rest.split_once(':').unwrap().0 {
+            "memory" => format!("/bulkhead-{id}/below"),
+            "" if is_cgroup2_alone() => format!("/bulkhead-{id}/below"),
+            _ => format!("/bulkhead-{id}"),
+        };
+        assert!(line.ends_with(&format!(":{expected}")), "{cgroups}");
+    }
 
     // Those that do not exist are not made, and nothing is outside.
-    let missing = exec(&["memory:other"]).unwrap_err();
-    assert!(missing.contains("other/tasks"), "{missing}");
+    let missing = exec(&[missing]).unwrap_err();
+    assert!(missing.contains(&format!("/bulkhead-{id}/other")), "{missing}");
     for (word, problem) in [("..", "must not hold"), ("waaat:/", "`waaat` is not available")] {
         let error = exec(&[word]).unwrap_err();
         assert!(error.contains(problem), "{error}");
@@ -539,7 +545,7 @@ fn pipes_are_the_users_who_opens_them_again() {
 /// As service managers, and engines in a container, do.
 fn a_container_that_manages_its_cgroups_is_joined_where_its_first_process_is() {
     if Wall::chosen() == Wall::SharedKernel {
-        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+        show_cgroup2_alone();
     }
     let script = "cd /sys/fs/cgroup && mkdir in out && echo 1 > in/cgroup.procs; \
                   for name in $(cat cgroup.controllers); do echo +$name > cgroup.subtree_control; done; \

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bundle;
+mod cgroup_files;
 mod command_line;
 mod leftovers;
 mod shared_kernel_only;

@@ -6,6 +6,7 @@ use container::Stdio;
 use serde_json::json;
 
 use crate::bundle::{TestBundle, chain, files, wait, wait_until};
+use crate::cgroup_files::GO_TO_CGROUP;
 use crate::wall::Container;
 use crate::watcher;
 
@@ -462,7 +463,7 @@ fn a_joined_uts_namespace_takes_the_host_name() {
 fn cgroups_are_bound_where_their_namespace_is_of_other_users() {
     beside_a_sleeper(
         "cgroup",
-        "cat /sys/fs/cgroup/pids/pids.max; id -u",
+        &format!("{GO_TO_CGROUP}; cat pids.max; id -u"),
         |_, bundle| {
             let mut with_users = TestBundle::named("-users", &["true"]);
             with_users.config = bundle.config.clone();

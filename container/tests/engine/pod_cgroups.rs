@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use container::{CgroupError, ContainerId, PodCgroup, PodLimits};
-use rustix::mount::{MountFlags, mount};
 
-use crate::bundle::{TestBundle, chain, own_cgroup, wait_until};
+use crate::bundle::{TestBundle, chain, wait_until};
+use crate::cgroup_files::{
+    cgroup_at, cgroup2_has, is_cgroup2_alone, lines_of_mounted, own_cgroup, show_cgroup2_alone,
+};
 
 crate::tests!(
     what_was_written_down_is_made_used_and_removed,
@@ -29,8 +31,12 @@ fn sleep() -> Child {
     Command::new("sleep").arg("60").spawn().unwrap()
 }
 
-fn is_version1() -> bool {
-    fs::exists("/sys/fs/cgroup/memory/memory.limit_in_bytes").unwrap()
+/// In either version.
+fn has(controller: &str) -> bool {
+    match is_cgroup2_alone() {
+        true => cgroup2_has(controller),
+        false => fs::exists(cgroup_at(controller, "cgroup.procs")).unwrap(),
+    }
 }
 
 /// As a runtime does it that may die between any two steps.
@@ -47,9 +53,14 @@ fn what_was_written_down_is_made_used_and_removed() {
     let mut child = sleep();
     found.add_process(child.id()).unwrap();
     let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
-    assert!(cgroups.lines().all(|line| line.ends_with(&path)), "{cgroups}");
+    assert!(
+        lines_of_mounted(&cgroups)
+            .iter()
+            .all(|line| line.ends_with(&path)),
+        "{cgroups}"
+    );
     assert_eq!(found.processes().unwrap(), [child.id() as i32]);
-    if is_version1() {
+    if has("pids") {
         assert_eq!(found.statistics().unwrap().pids.current, 1);
     }
     found.kill_all().unwrap();
@@ -58,7 +69,7 @@ fn what_was_written_down_is_made_used_and_removed() {
     assert!(found.add_process(child.id()).is_err());
     found.remove().unwrap();
     found.remove().unwrap();
-    assert!(!fs::exists(format!("/sys/fs/cgroup/pids/{id}")).unwrap());
+    assert!(!fs::exists(cgroup_at("pids", id.as_str())).unwrap());
 }
 
 fn a_process_is_inside_from_its_first_instruction() {
@@ -69,8 +80,9 @@ fn a_process_is_inside_from_its_first_instruction() {
     cgroup.take_in(&mut command).unwrap();
     let cgroups = String::from_utf8(command.output().unwrap().stdout).unwrap();
     let place = format!("/bulkhead-{id}");
+    let mounted = lines_of_mounted(&cgroups);
     assert!(
-        !cgroups.is_empty() && cgroups.lines().all(|line| line.ends_with(&place)),
+        !mounted.is_empty() && mounted.iter().all(|line| line.ends_with(&place)),
         "{cgroups}"
     );
     assert!(cgroup.processes().unwrap().is_empty());
@@ -78,8 +90,8 @@ fn a_process_is_inside_from_its_first_instruction() {
 }
 
 fn limits_are_set_changed_and_lifted() {
-    if !is_version1() {
-        println!("SKIPPED: reads the files of version 1");
+    if !has("memory") || !has("cpu") {
+        println!("SKIPPED: needs the controllers memory and cpu");
         return;
     }
     let id = id();
@@ -90,13 +102,28 @@ fn limits_are_set_changed_and_lifted() {
         cpu_shares: Some(512),
     };
     let mut cgroup = PodCgroup::create(None, &id, limits).unwrap();
-    let holds = |memory: &str, cpu: [&str; 3]| {
-        let read = |hierarchy, file: &str| fs::read_to_string(own_cgroup(hierarchy, &id).join(file)).unwrap();
-        assert_eq!(read("memory", "memory.limit_in_bytes").trim(), memory);
-        let files = ["cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares"];
-        assert_eq!(files.map(|file| read("cpu", file).trim().to_owned()), cpu);
+    // Memory; quota, period and shares of processors, the last as cgroup2 has them beside as version 1 does.
+    let holds = |memory: Option<&str>, [quota, period, shares, weight]: [&str; 4]| {
+        let read = |controller, file: &str| {
+            let text = fs::read_to_string(own_cgroup(controller, &id).join(file)).unwrap();
+            text.trim().to_owned()
+        };
+        if is_cgroup2_alone() {
+            assert_eq!(read("memory", "memory.max"), memory.unwrap_or("max"));
+            assert_eq!(
+                read("cpu", "cpu.max"),
+                format!("{quota} {period}").replace("-1", "max")
+            );
+            assert_eq!(read("cpu", "cpu.weight"), weight);
+        } else {
+            // The largest number of whole pages.
+            let memory = memory.unwrap_or("9223372036854771712");
+            assert_eq!(read("memory", "memory.limit_in_bytes"), memory);
+            let files = ["cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares"];
+            assert_eq!(files.map(|file| read("cpu", file)), [quota, period, shares]);
+        }
     };
-    holds("67108864", ["50000", "200000", "512"]);
+    holds(Some("67108864"), ["50000", "200000", "512", "59"]);
     cgroup
         .update(PodLimits {
             memory: Some(128 << 20),
@@ -104,18 +131,15 @@ fn limits_are_set_changed_and_lifted() {
             ..limits
         })
         .unwrap();
-    holds("134217728", ["75000", "200000", "512"]);
+    holds(Some("134217728"), ["75000", "200000", "512", "59"]);
     cgroup.update(PodLimits::default()).unwrap();
     assert_eq!(*cgroup.limits(), PodLimits::default());
-    // The largest number of whole pages.
-    holds("9223372036854771712", ["-1", "100000", "1024"]);
+    holds(None, ["-1", "100000", "1024", "100"]);
     // Nothing but what is limited: devices are as they are for the caller.
-    assert_eq!(
-        fs::read_to_string(own_cgroup("devices", &id).join("devices.list"))
-            .unwrap()
-            .trim(),
-        "a *:* rwm"
-    );
+    if !is_cgroup2_alone() {
+        let devices = fs::read_to_string(own_cgroup("devices", &id).join("devices.list")).unwrap();
+        assert_eq!(devices.trim(), "a *:* rwm");
+    }
     cgroup.remove().unwrap();
 }
 
@@ -130,13 +154,13 @@ fn a_limit_that_is_refused_leaves_nothing() {
     let id = id();
     let error = chain(&PodCgroup::create(None, &id, limits).unwrap_err());
     assert!(error.contains("linux.resources.cpu.period"), "{error}");
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    show_cgroup2_alone();
     let error = chain(&PodCgroup::create(None, &id, limits).unwrap_err());
     assert!(error.contains("linux.resources."), "{error}");
 }
 
 fn memory_in_use_is_not_taken_away() {
-    if !is_version1() {
+    if !has("memory") {
         println!("SKIPPED: needs the memory controller");
         return;
     }
@@ -186,7 +210,7 @@ fn what_was_never_made_is_removed_without_ado() {
 }
 
 fn cgroup2_alone_holds_and_kills_processes() {
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+    show_cgroup2_alone();
     let cgroup = PodCgroup::create(None, &id(), PodLimits::default()).unwrap();
     let mut children = [sleep(), sleep()];
     for child in &children {
