@@ -240,7 +240,7 @@ mod tests {
     fn capabilities_that_nobody_knows_are_left_out_with_a_warning() {
         let bundle = load(
             r#"{"ociVersion":"1.0.2","process":{"user":{},"cwd":"/","capabilities":
-                {"bounding":["CAP_KILL","CAP_OF_TOMORROW","CAP_X"],"ambient":["CAP_\u001b[2J"],"effective":["kill"]}}}"#,
+                {"bounding":["CAP_KILL","CAP_X","CAP_OF_TOMORROW","CAP_X"],"ambient":["CAP_\u001b[2J"],"effective":["kill"]}}}"#,
         )
         .unwrap();
         let capabilities = bundle.spec().process().as_ref().unwrap().capabilities();

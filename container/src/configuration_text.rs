@@ -1,6 +1,8 @@
 //! Reading configurations. What the types for them do not take, and yet is right or customary, is put into words that they
 //! do take.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -101,16 +103,16 @@ fn drop_unknown_capabilities(process: &mut Value, warnings: &mut Vec<String>) ->
         let Some(names) = names.as_array_mut() else {
             continue;
         };
-        let mut unknown = Vec::new();
+        let mut unknown = BTreeSet::new();
         names.retain(|name| {
             let is_known = !name.is_string() || serde_json::from_value::<Capability>(name.clone()).is_ok();
             if !is_known {
-                unknown.push(name.as_str().unwrap_or_default().escape_debug().to_string());
+                unknown.insert(name.as_str().unwrap_or_default().escape_debug().to_string());
             }
             is_known
         });
         if !unknown.is_empty() {
-            let names = unknown.join(" ");
+            let names = Vec::from_iter(unknown).join(" ");
             warnings.push(format!(
                 "process.capabilities.{set}: ignoring unknown or unavailable capabilities: [{names}]"
             ));
