@@ -52,7 +52,7 @@ pub(crate) struct Joining<'a> {
     /// Descriptors that the program keeps.
     pub(crate) preserved: Vec<RawFd>,
     /// What belongs to the caller alone.
-    pub(crate) not_ours: [RawFd; 2],
+    pub(crate) not_ours: Vec<RawFd>,
 }
 
 impl Joining<'_> {
@@ -105,10 +105,10 @@ impl Joining<'_> {
     }
 
     fn set_up(&self) -> Result<Outside<'_>, SetUpError> {
-        for descriptor in self.not_ours {
+        for descriptor in &self.not_ours {
             // SAFETY: these copies are used by nothing in this process. Open, they would keep the caller's end of the
             // channel alive beyond the caller's death.
-            unsafe { rustix::io::close(descriptor) };
+            unsafe { rustix::io::close(*descriptor) };
         }
         process::close_with_the_execution_all_but(&self.preserved)?;
         reset_for_exec();

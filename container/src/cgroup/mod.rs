@@ -22,6 +22,7 @@ mod update;
 mod v1;
 mod v2;
 
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -264,7 +265,11 @@ fn write(path: &Path, value: &str) -> Result<(), Errno> {
 
 fn read(path: &Path) -> Result<String, Errno> {
     let io_error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    std::fs::read_to_string(path).map_err(io_error)
+    let mut file = std::fs::File::open(path).map_err(io_error)?;
+    // The kernel's files have no length to begin with, and each of many small reads would ask it for all that is before.
+    let mut text = String::with_capacity(4096);
+    file.read_to_string(&mut text).map_err(io_error)?;
+    Ok(text)
 }
 
 #[cfg(test)]

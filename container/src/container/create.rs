@@ -24,6 +24,7 @@ use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
 use crate::kernel::threads::count_threads;
 use crate::network::move_devices;
+use crate::own_program;
 use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, SpecError, id_map};
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::process::{self, SecurityModules};
@@ -206,6 +207,7 @@ impl Creation<'_> {
         self.state.pid = Some(pid);
         // For processes that join later, and not for deleting: there is time while the container's process mounts.
         self.directory.write_configuration(self.options.bundle.spec())?;
+        own_program::close_left_open();
         let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
         if let Some(made) = &made {
             pid = self.see_it_made(made, &channel)?;
@@ -299,6 +301,7 @@ impl Creation<'_> {
                 .into_iter()
                 .chain(self.starter.as_ref().map(AsFd::as_fd))
                 .map(|descriptor| descriptor.as_raw_fd())
+                .chain(own_program::left_open())
                 .collect(),
         };
         let unified = unified.as_ref().map(AsFd::as_fd);

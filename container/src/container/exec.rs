@@ -25,6 +25,7 @@ use crate::join::Joining;
 use crate::kernel::clone3::{Forked, clone3};
 use crate::kernel::pid_slot::PidSlot;
 use crate::kernel::pidfd::send_signal;
+use crate::own_program;
 use crate::plan::{ExecutionPlan, Namespace, NamespacePlan, ProcessPlan, SpecError};
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::process::{self, CommandFailure, SecurityModules, messages};
@@ -330,10 +331,11 @@ impl Container {
             channel: init_channel,
             made: &made,
             preserved: options.preserved,
-            not_ours: [
-                self.directory.as_fd().as_raw_fd(),
-                caller_channel.as_fd().as_raw_fd(),
-            ],
+            not_ours: [self.directory.as_fd(), caller_channel.as_fd()]
+                .map(|descriptor| descriptor.as_raw_fd())
+                .into_iter()
+                .chain(own_program::left_open())
+                .collect(),
         };
         let affinity = process.scheduling.initial_affinity.as_ref();
         let affinity = affinity
@@ -366,6 +368,7 @@ impl Container {
         };
         drop(affinity);
         drop(joining);
+        own_program::close_left_open();
         let mut executed = match Executed::made_by(&maker, &caller_channel) {
             Ok(executed) => executed,
             Err(error) => {

@@ -82,7 +82,7 @@ fn run(process: &ProcessPlan, namespaces: &NamespacePlan, execution: &ExecutionP
         channel: own,
         made: &made,
         preserved: Vec::new(),
-        not_ours: [spare(), spare()],
+        not_ours: vec![spare(), spare()],
     };
     let code = joining.make_process();
     assert!(matches!(code, Ok(127)), "{:?}", code.err());

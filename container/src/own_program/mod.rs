@@ -10,10 +10,10 @@ mod exchange;
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{
     AtFlags, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
@@ -42,6 +42,22 @@ fn failed(doing: &'static str) -> impl FnOnce(Errno) -> ProgramError {
 /// Where the program was before its file was exchanged: `/proc` has no path for where it is now.
 static PATH_BEFORE: OnceLock<PathBuf> = OnceLock::new();
 
+/// The mount that the program was exchanged for, by the descriptor that made it. With that the kernel takes apart what the
+/// mount is in, and waits for every processor to have noticed: a tenth of a millisecond, for which there is a better time
+/// than the beginning.
+static EXCHANGED: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// The number of a descriptor that a copy of this process has no use for.
+pub(crate) fn left_open() -> Option<RawFd> {
+    let exchanged = EXCHANGED.lock().unwrap_or_else(PoisonError::into_inner);
+    exchanged.as_ref().map(AsRawFd::as_raw_fd)
+}
+
+/// Closes it, when there is nothing to do but wait for others.
+pub(crate) fn close_left_open() {
+    drop(EXCHANGED.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
 /// Returns when this process executes a program that nobody can write to by way of it: at once where it does already or
 /// the file can be exchanged, otherwise in a new execution with the same arguments and environment. Descriptors without
 /// close-on-exec stay open.
@@ -61,7 +77,10 @@ pub fn keep_own_program_out_of_reach() -> Result<(), ProgramError> {
         return Ok(());
     }
     let unreachable = match read_only_mount(&program) {
-        Ok(mount) if exchange_for(&program, &mount) => return Ok(()),
+        Ok(mount) if exchange_for(&program, &mount) => {
+            *EXCHANGED.lock().unwrap_or_else(PoisonError::into_inner) = Some(mount);
+            return Ok(());
+        }
         Ok(mount) => mount,
         // A mount may be locked to its place, or its file system be of a kind that has no copies.
         Err(_) => sealed_copy().map_err(failed("copy it"))?,

@@ -116,13 +116,13 @@ pub(crate) fn find(process: &ProcessPlan, environment: &[CString]) -> Result<CSt
 fn check(path: &CStr) -> Result<(), Errno> {
     // The container's filter may be in force already, and knows faccessat2 seldom. The older call asks for the real
     // user, who is the effective one here; only ambient capabilities make a difference.
-    let may_execute =
-        accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()).or_else(|errno| {
-            match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
-                Ok(()) => Ok(()),
-                Err(_) => Err(errno),
-            }
-        });
+    let may_execute = accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()).or_else(|errno| {
+        match errno {
+            // Whoever asks.
+            Errno::NOENT | Errno::NOTDIR => Err(errno),
+            _ => accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| errno),
+        }
+    });
     let kind = may_execute.and_then(|()| stat(path));
     match kind.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
         Ok(FileType::RegularFile) => Ok(()),
