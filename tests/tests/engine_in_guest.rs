@@ -48,7 +48,7 @@ exec switch_root /new /bin/sh /host/run
 const RUN: &str = "export PATH=/bin
 ip link set lo up
 cp /host/engine /tmp/engine
-/tmp/engine $(cat /host/filters) > /host/output 2>&1
+BULKHEAD_ENGINE_SLOW=1 /tmp/engine $(cat /host/filters) > /host/output 2>&1
 echo $? > /host/code
 reboot -f
 ";

@@ -296,10 +296,7 @@ fn config(arguments: &[&str]) -> Value {
 
 /// Waits for something that takes a moment, looking less and less often.
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
-    let patience = match Wall::chosen() {
-        Wall::SharedKernel => 30,
-        Wall::MicroVm => 200,
-    };
+    let patience = if Wall::is_slow() { 200 } else { 30 };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(patience);
     let mut pause = std::time::Duration::from_millis(1);
     while !condition() {

@@ -227,11 +227,8 @@ fn run_in_process_of_its_own(name: &str) -> Result<(), String> {
 
 /// A test that hangs is a test that fails.
 fn patience() -> Timespec {
-    let tv_sec = match Wall::chosen() {
-        Wall::SharedKernel => 60,
-        // Where KVM emulates the guest's kernel, each of a hundred processes takes two seconds.
-        Wall::MicroVm => 600,
-    };
+    // Where KVM emulates the guest's kernel, each of a hundred processes takes two seconds.
+    let tv_sec = if Wall::is_slow() { 600 } else { 60 };
     Timespec { tv_sec, tv_nsec: 0 }
 }
 

@@ -152,8 +152,11 @@ fn a_limit_that_is_refused_leaves_nothing() {
         ..PodLimits::default()
     };
     let id = id();
-    let error = chain(&PodCgroup::create(None, &id, limits).unwrap_err());
-    assert!(error.contains("linux.resources.cpu.period"), "{error}");
+    if !is_cgroup2_alone() {
+        let error = chain(&PodCgroup::create(None, &id, limits).unwrap_err());
+        assert!(error.contains("linux.resources.cpu.period"), "{error}");
+    }
+    // Where quota and period are one value, or there is no controller at all.
     show_cgroup2_alone();
     let error = chain(&PodCgroup::create(None, &id, limits).unwrap_err());
     assert!(error.contains("linux.resources."), "{error}");
