@@ -208,29 +208,41 @@ impl Creation<'_> {
         // For processes that join later, and not for deleting: there is time while the container's process mounts.
         self.directory.write_configuration(self.options.bundle.spec())?;
         own_program::close_left_open();
-        let (terminal, mut warnings) = self.wait_until_ready(&channel)?;
+        let (terminal, mut warnings) = self.wait_until_ready(&channel, &mut record)?;
         if let Some(made) = &made {
             pid = self.see_it_made(made, &channel)?;
         }
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         self.give_to_user(&pipes, pid)
             .map_err(CreateError::step(GIVE_STREAMS))?;
-        record.init =
-            Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
-        record.namespaces = NamespaceIdentities::of(pid, &self.plan.namespaces)
-            .map_err(CreateError::step("look at the container's namespaces"))?;
+        let is_prepared = record.init.is_some();
+        if !is_prepared {
+            self.complete(&mut record, pid)?;
+        }
         if let Some(expected) = record.root_mount {
             let found = expected.found_at(root);
             record.root_mount =
                 Some(found.map_err(CreateError::step("look at the mounted root file system"))?);
         }
         let terminal = self.deliver(terminal)?;
-        self.directory.write(&record)?;
+        if !is_prepared {
+            self.directory.prepare(&record)?;
+        }
+        self.directory.replace_by_prepared()?;
         // Whoever has waited for this file may act on the container at once.
         if let Some(path) = self.options.pid_file {
             write_pid_file(path, pid)?;
         }
         Ok((record, terminal, warnings))
+    }
+
+    /// Writes into the record whom the container consists of.
+    fn complete(&self, record: &mut Record, pid: i32) -> Result<(), CreateError> {
+        record.init =
+            Some(ProcessIdentity::of(pid).map_err(CreateError::step("look at the container's process"))?);
+        record.namespaces = NamespaceIdentities::of(pid, &self.plan.namespaces)
+            .map_err(CreateError::step("look at the container's namespaces"))?;
+        Ok(())
     }
 
     /// Gives the streams to the program's user, to whom the process `pid` has led.
@@ -374,12 +386,10 @@ impl Creation<'_> {
             match report {
                 Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
                 Some((Report::Ready { .. }, _)) => return Ok(pid.as_raw_pid()),
-                Some((Report::AwaitsHooks | Report::AwaitsSources { .. } | Report::NoProcess, _)) => {
-                    return Err(CreateError::step(HEAR)(Errno::BADMSG));
-                }
                 Some((Report::Failed { failure, messages }, _)) => {
                     return Err(CreateError::Init(InitFailure::new(failure, messages)));
                 }
+                Some(_) => return Err(CreateError::step(HEAR)(Errno::BADMSG)),
                 None => return Err(CreateError::InitDied { how: self.reap() }),
             }
         }
@@ -399,6 +409,7 @@ impl Creation<'_> {
     fn wait_until_ready(
         &mut self,
         channel: &CallerChannel,
+        record: &mut Record,
     ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
         loop {
             let report = channel.receive().map_err(CreateError::step(HEAR))?;
@@ -411,6 +422,14 @@ impl Creation<'_> {
                         DefaultEnvironment::Inherited,
                     )?;
                     channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
+                }
+                Some((Report::IsInNamespaces, _)) => {
+                    // Nobody reads it before all else is done, but then it need not be written. Of a process that has
+                    // failed meanwhile, and says so next, nothing can be told; of any other it is found out then.
+                    match self.state.pid.map(|pid| self.complete(record, pid)) {
+                        Some(Ok(())) => self.directory.prepare(record)?,
+                        _ => record.init = None,
+                    }
                 }
                 Some((Report::AwaitsSources { first }, _)) => {
                     let trees = open_in_turn(self.plan, first).map_err(unopened)?;

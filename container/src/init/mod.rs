@@ -223,6 +223,10 @@ impl Init<'_> {
         // Not before: held open, a folder of `/proc/sys` would be the one beneath what protects it.
         let working_directory = process::open_working_directory(&root, &plan.process.working_directory)?;
         if has_mount_namespace {
+            if self.made.is_none() {
+                // If nobody hears it, what is reported at the end is not heard either.
+                self.channel.report(&Report::IsInNamespaces, None);
+            }
             rootfs::pivot(root, &plan.root)?;
         } else {
             rootfs::change_root(root, &plan.root)?;

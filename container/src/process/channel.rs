@@ -30,6 +30,8 @@ pub(crate) enum Report {
     AwaitsHooks,
     /// The process waits for the sources of the bind mounts from this one of the configuration on.
     AwaitsSources { first: usize },
+    /// The process is in the namespaces that it will stay in, and goes on.
+    IsInNamespaces,
     /// The process is about to load a filter whose listener will be this descriptor of its own, and waits to go on.
     Listener { number: RawFd },
     /// The process waits to be started.
@@ -199,6 +201,7 @@ fn descriptors(mut ancillary: RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
 // The first byte says what it is, and texts follow, each after a NUL.
 const AWAITS_HOOKS: u8 = b'h';
 const AWAITS_SOURCES: u8 = b's';
+const IS_IN_NAMESPACES: u8 = b'i';
 const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const NO_PROCESS: u8 = b'p';
@@ -211,6 +214,7 @@ impl Report {
         let (tag, texts) = match self {
             Report::AwaitsHooks => (AWAITS_HOOKS, &Vec::new()),
             Report::AwaitsSources { first } => (AWAITS_SOURCES, &vec![first.to_string()]),
+            Report::IsInNamespaces => (IS_IN_NAMESPACES, &Vec::new()),
             Report::Listener { number } => (LISTENER, &vec![number.to_string()]),
             Report::Ready { warnings } => (READY, warnings),
             Report::NoProcess => (NO_PROCESS, &Vec::new()),
@@ -246,6 +250,7 @@ impl Report {
         Some(match *tag {
             AWAITS_HOOKS => Report::AwaitsHooks,
             AWAITS_SOURCES => Report::AwaitsSources { first: number(rest)? },
+            IS_IN_NAMESPACES => Report::IsInNamespaces,
             LISTENER => Report::Listener {
                 number: number(rest)?,
             },
@@ -281,6 +286,7 @@ mod tests {
         for report in [
             Report::AwaitsHooks,
             Report::AwaitsSources { first: 300 },
+            Report::IsInNamespaces,
             Report::Listener { number: 12 },
             Report::Ready { warnings: Vec::new() },
             Report::Ready {

@@ -184,15 +184,25 @@ impl StateDirectory {
 
     /// Replaces the record: a reader sees the old one or the new one, whole.
     pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
-        let path = self.path.join(RECORD);
+        self.prepare(record)?;
+        self.replace_by_prepared()
+    }
+
+    /// Writes what is to replace the record, where nobody reads it.
+    pub(crate) fn prepare(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.path.join(RECORD_NEXT);
         let failed = |source: io::Error| failure("write", &path, source);
         let text = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let file = rfs::openat(&self.directory, RECORD_NEXT, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| failed(errno.into()))?;
-        fs::File::from(file).write_all(&text).map_err(failed)?;
+        fs::File::from(file).write_all(&text).map_err(failed)
+    }
+
+    /// Has it replace the record.
+    pub(crate) fn replace_by_prepared(&self) -> Result<(), StateError> {
         rfs::renameat(&self.directory, RECORD_NEXT, &self.directory, RECORD)
-            .map_err(|errno| failed(errno.into()))
+            .map_err(|errno| failure("write", &self.path.join(RECORD), errno.into()))
     }
 
     /// Keeps the configuration for processes that join the container later.
