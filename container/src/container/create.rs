@@ -29,7 +29,7 @@ use crate::plan::{Namespace, NamespacePlan, Plan, ProcessPlan, SpecError, id_map
 use crate::process::channel::{CallerChannel, PATIENCE, Report, channel};
 use crate::process::{self, SecurityModules};
 use crate::procfs;
-use crate::rootfs::{RootfsError, Sources, open_in_turn};
+use crate::rootfs::{RootfsError, Sources, WaitingSources};
 use crate::state::{
     NamespaceIdentities, OciState, ProcessIdentity, Record, RootMount, StateDirectory, Status,
 };
@@ -49,7 +49,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
     }
     let joined = JoinedNamespaces::open(&plan.namespaces)?;
     joined.check_settings(&plan, options.sets_own_network)?;
-    let mut sources = Sources::open(&plan).map_err(unopened)?;
+    let (mut sources, waiting) = Sources::open(&plan).map_err(unopened)?;
     if can_be_made_outside(&plan, &joined) {
         let namespace = joined
             .pid()
@@ -106,6 +106,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Container, CreateError> {
         cgroup: &cgroup,
         child: None,
         starter: None,
+        waiting,
         state,
         hooks_began: false,
     };
@@ -140,15 +141,26 @@ struct Creation<'a> {
     starter: Option<OwnedFd>,
     /// As hooks are told it.
     state: OciState,
+    /// What is copied when the container's process comes to it.
+    waiting: WaitingSources,
     /// From then on poststop hooks are owed.
     hooks_began: bool,
 }
 
 const LET_GO_ON: &str = "let the container's process go on";
+const HAND_OVER: &str = "hand bind mounts to the container's process";
 const HEAR: &str = "hear from the container's process";
 pub(super) const GIVE_STREAMS: &str = "give the standard streams to the program's user";
 
 type Made = (Record, Option<OwnedFd>, Vec<String>);
+
+/// What has come of a container's process by the time that it waits to be started.
+struct SetUp {
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+    /// Whether the record tells of the process, and is written down where it only has to take the old one's place.
+    is_prepared: bool,
+}
 
 impl Creation<'_> {
     fn make(
@@ -208,14 +220,17 @@ impl Creation<'_> {
         // For processes that join later, and not for deleting: there is time while the container's process mounts.
         self.directory.write_configuration(self.options.bundle.spec())?;
         own_program::close_left_open();
-        let (terminal, mut warnings) = self.wait_until_ready(&channel, &mut record)?;
+        let SetUp {
+            terminal,
+            mut warnings,
+            is_prepared,
+        } = self.wait_until_ready(&channel, &mut record, made.is_some())?;
         if let Some(made) = &made {
             pid = self.see_it_made(made, &channel)?;
         }
         warnings.extend(self.plan.cgroup.warnings.iter().cloned());
         self.give_to_user(&pipes, pid)
             .map_err(CreateError::step(GIVE_STREAMS))?;
-        let is_prepared = record.init.is_some();
         if !is_prepared {
             self.complete(&mut record, pid)?;
         }
@@ -314,6 +329,7 @@ impl Creation<'_> {
                 .chain(self.starter.as_ref().map(AsFd::as_fd))
                 .map(|descriptor| descriptor.as_raw_fd())
                 .chain(own_program::left_open())
+                .chain(self.waiting.descriptors())
                 .collect(),
         };
         let unified = unified.as_ref().map(AsFd::as_fd);
@@ -410,7 +426,9 @@ impl Creation<'_> {
         &mut self,
         channel: &CallerChannel,
         record: &mut Record,
-    ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
+        is_made_by_another: bool,
+    ) -> Result<SetUp, CreateError> {
+        let mut is_prepared = false;
         loop {
             let report = channel.receive().map_err(CreateError::step(HEAR))?;
             match report {
@@ -423,24 +441,37 @@ impl Creation<'_> {
                     )?;
                     channel.let_go_on().map_err(CreateError::step(LET_GO_ON))?;
                 }
-                Some((Report::IsInNamespaces, _)) => {
+                // The process that says so would otherwise not be the one that was forked.
+                Some((Report::IsInNamespaces, _)) if !is_made_by_another => {
                     // Nobody reads it before all else is done, but then it need not be written. Of a process that has
                     // failed meanwhile, and says so next, nothing can be told; of any other it is found out then.
-                    match self.state.pid.map(|pid| self.complete(record, pid)) {
-                        Some(Ok(())) => self.directory.prepare(record)?,
-                        _ => record.init = None,
+                    if let Some(pid) = self.state.pid
+                        && self.complete(record, pid).is_ok()
+                    {
+                        self.directory.prepare(record)?;
+                        is_prepared = true;
                     }
                 }
                 Some((Report::AwaitsSources { first }, _)) => {
-                    let trees = open_in_turn(self.plan, first).map_err(unopened)?;
-                    channel.hand_over(&trees).map_err(CreateError::step(LET_GO_ON))?;
+                    let trees = self.waiting.copy_in_turn(self.plan, first).map_err(unopened)?;
+                    channel
+                        .hand_over_if_there(&trees)
+                        .map_err(CreateError::step(HAND_OVER))?;
                 }
                 Some((Report::Listener { number }, _)) => self.hand_listener_over(channel, number)?,
-                Some((Report::Ready { warnings }, terminal)) => return Ok((terminal, warnings)),
+                Some((Report::Ready { warnings }, terminal)) => {
+                    return Ok(SetUp {
+                        terminal,
+                        warnings,
+                        is_prepared,
+                    });
+                }
                 Some((Report::Failed { failure, messages }, _)) => {
                     return Err(CreateError::Init(InitFailure::new(failure, messages)));
                 }
-                Some((Report::NoProcess, _)) => return Err(CreateError::step(HEAR)(Errno::BADMSG)),
+                Some((Report::IsInNamespaces | Report::NoProcess, _)) => {
+                    return Err(CreateError::step(HEAR)(Errno::BADMSG));
+                }
                 None => return Err(CreateError::InitDied { how: self.reap() }),
             }
         }

@@ -90,10 +90,11 @@ fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances, record: &R
     if let CgroupEntrances::BeingMade = cgroup_entrances {
         caller.let_go_on().unwrap();
     }
+    let (sources, mut waiting) = Sources::open(plan).unwrap();
     let init = Init {
         plan,
         cgroup: &cgroup,
-        sources: Sources::open(plan).unwrap(),
+        sources,
         cgroup_entrances,
         joined: JoinedNamespaces::open(&plan.namespaces).unwrap(),
         stdio: None,
@@ -118,8 +119,8 @@ fn run(plan: &Plan, folder: &Path, cgroup_entrances: CgroupEntrances, record: &R
             loop {
                 match caller.receive().unwrap() {
                     Some((Report::AwaitsSources { first }, _)) => {
-                        let trees = record.also(|| rootfs::open_in_turn(plan, first).unwrap());
-                        caller.hand_over(&trees).unwrap();
+                        let trees = record.also(|| waiting.copy_in_turn(plan, first).unwrap());
+                        caller.hand_over_if_there(&trees).unwrap();
                     }
                     Some((Report::IsInNamespaces, _)) => {}
                     heard => return heard.map(|(report, _)| report),

@@ -138,8 +138,16 @@ impl CallerChannel {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(|_| ())
     }
 
-    /// The same, with descriptors, of which there are at most [`MOST_DESCRIPTORS`].
-    pub(crate) fn hand_over(&self, files: &[OwnedFd]) -> Result<(), Errno> {
+    /// The same, with descriptors, of which there are at most [`MOST_DESCRIPTORS`], where the process may have ended
+    /// meanwhile: what it said last is still to be heard.
+    pub(crate) fn hand_over_if_there(&self, files: &[OwnedFd]) -> Result<(), Errno> {
+        match self.hand_over(files) {
+            Err(Errno::PIPE) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn hand_over(&self, files: &[OwnedFd]) -> Result<(), Errno> {
         let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -23,7 +23,7 @@ pub(crate) use hidden_paths::{mask, protect};
 pub(crate) use in_root::ContainerRoot;
 pub(crate) use mounting::{can_show_processes_of, mount_all};
 pub(crate) use pivot::{attach, attach_in_callers_namespace, change_root, pivot};
-pub(crate) use sources::{Sources, open_in_turn};
+pub(crate) use sources::{Sources, WaitingSources};
 
 /// What can go wrong on the way to a root file system.
 #[derive(Debug, thiserror::Error)]

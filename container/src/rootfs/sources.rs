@@ -6,9 +6,9 @@
 //!
 //! Since Linux 6.8 a mount namespace lists its mounts in the order in which they were made, and copies are made here. So
 //! that it is the configuration's, what follows a mount that only the container's process can make is copied when that is
-//! made, and the process asks for it.
+//! made, and the process asks for it. It is found and opened before there is a process, as everything is.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, fstat};
@@ -22,6 +22,8 @@ use crate::kernel::mount_setattr::{MountAttributes, attribute};
 use crate::plan::{AttributeChange, MountKind, MountOptions, MountPlan, Namespace, Plan};
 use crate::process::channel::MOST_DESCRIPTORS;
 
+const OPEN_SOURCE: &str = "open the bind mount's source";
+
 /// Detached mounts.
 #[derive(Debug)]
 pub(crate) struct Sources {
@@ -32,47 +34,73 @@ pub(crate) struct Sources {
     pub(crate) processes_of: Option<OwnedFd>,
 }
 
+/// The sources of bind mounts that are copied when their turn comes, by their places among the plan's mounts.
+#[derive(Debug, Default)]
+pub(crate) struct WaitingSources(Vec<(usize, OwnedFd)>);
+
 impl Sources {
-    pub(crate) fn open(plan: &Plan) -> Result<Sources, RootfsError> {
+    /// What the plan takes of the caller's, and what of it has to wait.
+    pub(crate) fn open(plan: &Plan) -> Result<(Sources, WaitingSources), RootfsError> {
+        let mut waiting = Vec::new();
         let mut mappings = Mappings::default();
         // Without a mount namespace of its own, what is mounted for the container is in the way of later paths.
         let can_wait = plan.namespaces.creates(Namespace::Mount);
         let mut has_others_before = false;
-        let open = |mount: &MountPlan| {
+        let open = |(place, mount): (usize, &MountPlan)| {
             has_others_before |= matches!(
                 mount.kind,
                 MountKind::FileSystem { .. } | MountKind::Cgroup { .. }
             );
-            if can_wait && has_others_before && matches!(mount.kind, MountKind::Bind { .. }) {
+            if let MountKind::Bind { source, .. } = &mount.kind
+                && can_wait
+                && has_others_before
+            {
+                let found = open_tree(CWD, source.as_path(), OpenTreeFlags::OPEN_TREE_CLOEXEC)
+                    .map_err(|errno| RootfsError::path(OPEN_SOURCE, source, errno))
+                    .map_err(|error| error.of_mount(mount.index))?;
+                waiting.push((place, found));
                 return Ok(None);
             }
-            open_mount(mount, plan.root.propagation, &mut mappings)
+            open_mount(mount, None, plan.root.propagation, &mut mappings)
                 .map_err(|error| error.of_mount(mount.index))
         };
-        Ok(Sources {
-            mounts: plan.mounts.iter().map(open).collect::<Result<_, _>>()?,
+        let mounts = plan
+            .mounts
+            .iter()
+            .enumerate()
+            .map(open)
+            .collect::<Result<_, _>>()?;
+        let sources = Sources {
+            mounts,
             root: open_root(&plan.root.path).map_err(|error| error.of(|| "root.path".to_owned()))?,
             processes_of: None,
-        })
+        };
+        Ok((sources, WaitingSources(waiting)))
     }
 }
 
-/// Opens those that had to wait, from the `first` of the configuration to the next mount that is none, or as many as fit
-/// into a packet.
-pub(crate) fn open_in_turn(plan: &Plan, first: usize) -> Result<Vec<OwnedFd>, RootfsError> {
-    let mut mappings = Mappings::default();
-    let binds = plan
-        .mounts
-        .iter()
-        .skip(first)
-        .take(MOST_DESCRIPTORS)
-        .map_while(|mount| {
-            let bind = matches!(mount.kind, MountKind::Bind { .. }).then_some(mount)?;
-            open_mount(bind, plan.root.propagation, &mut mappings)
-                .map_err(|error| error.of_mount(bind.index))
-                .transpose()
-        });
-    binds.collect()
+impl WaitingSources {
+    /// Copies of those from the place `first` among the plan's mounts on, up to the next mount that is none, or as many as
+    /// fit into a packet. Each has one turn: who asks for it again gets nothing.
+    pub(crate) fn copy_in_turn(&mut self, plan: &Plan, first: usize) -> Result<Vec<OwnedFd>, RootfsError> {
+        let mut mappings = Mappings::default();
+        let mut copies = Vec::new();
+        for (place, mount) in plan.mounts.iter().enumerate().skip(first).take(MOST_DESCRIPTORS) {
+            let Some(index) = self.0.iter().position(|(of, _)| *of == place) else {
+                break;
+            };
+            let (_, source) = self.0.swap_remove(index);
+            let copy = open_mount(mount, Some(&source), plan.root.propagation, &mut mappings)
+                .map_err(|error| error.of_mount(mount.index))?;
+            copies.extend(copy);
+        }
+        Ok(copies)
+    }
+
+    /// The numbers of their descriptors, which are of use to the caller alone.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.0.iter().map(|(_, source)| source.as_raw_fd())
+    }
 }
 
 /// The root is nobody's peer until it has become the root: what is mounted in it while it is made belongs to the
@@ -96,8 +124,10 @@ fn open_root(path: &Path) -> Result<OwnedFd, RootfsError> {
     Ok(root)
 }
 
+/// A copy of what the mount is of, found already or to be found by its path.
 fn open_mount(
     mount: &MountPlan,
+    found: Option<&OwnedFd>,
     root_propagation: (u64, bool),
     mappings: &mut Mappings,
 ) -> Result<Option<OwnedFd>, RootfsError> {
@@ -111,7 +141,11 @@ fn open_mount(
         _ => return Ok(None),
     };
     let failed = |doing| move |errno| RootfsError::path(doing, source, errno);
-    let tree = clone_tree(source, recursive).map_err(failed("open the bind mount's source"))?;
+    let tree = match found {
+        Some(found) => open_tree(found, "", clone_flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH),
+        None => clone_tree(source, recursive),
+    };
+    let tree = tree.map_err(failed(OPEN_SOURCE))?;
     if let Some(id_mapping) = id_mapping {
         mappings.apply(&tree, source, id_mapping)?;
     }

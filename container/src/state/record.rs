@@ -37,7 +37,7 @@ pub(crate) struct Record {
     /// The limits, without the devices.
     #[serde(default)]
     pub(crate) resources: LinuxResources,
-    /// None until creation is complete.
+    /// None in what was written before the container's process was set up.
     pub(crate) init: Option<ProcessIdentity>,
     /// Those that a process that joins has to be in.
     #[serde(default, skip_serializing_if = "NamespaceIdentities::is_empty")]
