@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
@@ -27,10 +28,17 @@ mod request {
 /// nearer to each other, and stay as KVM has them.
 const TOLERANCE_MS: u64 = 10;
 
-/// Whether a counter of `khz` that is to be `wanted`, and was read to be `now` a moment after it was set, is not.
-pub(super) fn was_not_set(wanted: u64, now: u64, khz: u32) -> bool {
-    let apart = now.wrapping_sub(wanted).cast_signed().unsigned_abs();
-    apart > TOLERANCE_MS * u64::from(khz)
+/// Whether a counter of `khz` that was set to `wanted` and read to be `now` so long afterwards has been set.
+pub(super) fn was_set(wanted: u64, now: u64, khz: u32, since: Duration) -> bool {
+    let expected = wanted.wrapping_add(ticks(khz, since));
+    let apart = now.wrapping_sub(expected).cast_signed().unsigned_abs();
+    apart <= TOLERANCE_MS * u64::from(khz)
+}
+
+/// How far a counter of `khz` gets in this time.
+pub(super) fn ticks(khz: u32, time: Duration) -> u64 {
+    let ticks = time.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 /// Has the counter of `vcpu`, which is `now`, be `wanted`, where KVM has offsets that can be set.
@@ -49,8 +57,8 @@ pub(super) fn move_by_its_offset(vcpu: &impl AsRawFd, wanted: u64, now: u64) -> 
     if unsafe { ioctl_with_mut_ref(vcpu, request::KVM_GET_DEVICE_ATTR(), &mut attribute) } != 0 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
-            // A vCPU has no attributes, or not this one.
-            Some(libc::ENOTTY | libc::ENXIO) => Ok(()),
+            // A vCPU has no attributes (before Linux 5.16 the request is an unknown one), or not this one.
+            Some(libc::EINVAL | libc::ENOTTY | libc::ENXIO) => Ok(()),
             _ => Err(error),
         };
     }

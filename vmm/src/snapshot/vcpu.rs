@@ -1,5 +1,7 @@
 //! The state of a vCPU in KVM.
 
+use std::time::Instant;
+
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
     kvm_xcrs, kvm_xsave,
@@ -8,7 +10,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use super::raw::Raw;
-use super::time_stamp_counter::{move_by_its_offset, was_not_set};
+use super::time_stamp_counter::{move_by_its_offset, ticks, was_set};
 
 /// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE.
 const TIME_STAMP_COUNTER: u32 = 0x10;
@@ -169,21 +171,26 @@ impl VcpuState {
             .map_err(kvm("setting the frequency of the time stamp counter"))
     }
 
+    /// Has the counter go on from `wanted`, also where KVM does not take its value for what it is.
     fn write_time_stamp_counter(&self, vcpu: &VcpuFd, wanted: u64) -> Result<(), KvmStateError> {
-        let unset = KvmStateError::ModelSpecific {
+        let refused = KvmStateError::ModelSpecific {
             index: TIME_STAMP_COUNTER,
             value: wanted,
         };
-        let counter = entries(&[(TIME_STAMP_COUNTER, wanted)])?;
+        // This process may have to wait between one call and the next.
+        let begun = Instant::now();
         let taken = vcpu
-            .set_msrs(&counter)
+            .set_msrs(&entries(&[(TIME_STAMP_COUNTER, wanted)])?)
             .map_err(kvm("setting the time stamp counter"))?;
-        let &[(_, now)] = &*read_model_specific(vcpu, &[TIME_STAMP_COUNTER])? else {
-            return Err(unset);
+        let read = read_model_specific(vcpu, &[TIME_STAMP_COUNTER])?;
+        let (1, &[(_, now)]) = (taken, read.as_slice()) else {
+            return Err(refused);
         };
-        if taken == 1 && !was_not_set(wanted, now, self.tsc_khz) {
+        let since = begun.elapsed();
+        if was_set(wanted, now, self.tsc_khz, since) {
             return Ok(());
         }
+        let wanted = wanted.wrapping_add(ticks(self.tsc_khz, since));
         move_by_its_offset(vcpu, wanted, now).map_err(|source| KvmStateError::TimeStampCounter {
             now,
             wanted,
@@ -259,6 +266,8 @@ fn entries(registers: &[(u32, u64)]) -> Result<Msrs, KvmStateError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_xcr};
     use kvm_ioctls::VmFd;
 
@@ -415,15 +424,19 @@ mod tests {
     fn a_counter_is_where_it_was_set_a_moment_later_and_nowhere_else() {
         let khz = 2_000_000;
         let ms = u64::from(khz);
-        for (wanted, now, expected) in [
-            (500 * ms, 500 * ms + 2000, false),
-            (500 * ms, 509 * ms, false),
-            (500 * ms, 3 * ms, true),
-            (3 * ms, 500 * ms, true),
-            (u64::MAX, 5 * ms, false),
+        let (at_once, later) = (Duration::from_micros(1), Duration::from_millis(400));
+        for (wanted, now, since, expected) in [
+            (500 * ms, 500 * ms + 2000, at_once, true),
+            (500 * ms, 509 * ms, at_once, true),
+            (500 * ms, 3 * ms, at_once, false),
+            (3 * ms, 500 * ms, at_once, false),
+            (u64::MAX, 5 * ms, at_once, true),
+            (500 * ms, 900 * ms, later, true),
+            (500 * ms, 500 * ms, later, false),
         ] {
-            assert_eq!(was_not_set(wanted, now, khz), expected, "{wanted} {now}");
+            assert_eq!(was_set(wanted, now, khz, since), expected, "{wanted} {now}");
         }
+        assert_eq!(ticks(khz, later), 400 * ms);
     }
 
     #[test]
