@@ -36,13 +36,13 @@ pub(super) async fn delete(service: &TaskService, request: &DeleteRequest) -> Re
 }
 
 async fn delete_container(service: &TaskService, id: &str, force: bool) -> Result<()> {
-    let exit = service.with_container(id, |kept| {
+    let (exit, pid) = service.with_container(id, |kept| {
         if force && !kept.init.has_ended() {
             kept.container
                 .kill_all(Signal::KILL)
                 .map_err(|error| failed("killing the container's processes", error))?;
         }
-        Ok(kept.init.exit.clone())
+        Ok((kept.init.exit.clone(), kept.init.pid))
     })?;
     // The engine waits too, but then nobody reaps: the first process of a pid namespace ends only when those that were
     // added to it have been reaped.
@@ -56,6 +56,13 @@ async fn delete_container(service: &TaskService, id: &str, force: bool) -> Resul
         ));
     }
     service.with_container(id, |kept| {
+        // Another call may have been faster, and another container have that id now.
+        if kept.init.pid != pid {
+            return Err(refuse(
+                Code::NOT_FOUND,
+                format!("the container that was named {id} is gone"),
+            ));
+        }
         // The count goes with the cgroup.
         kept.out_of_memory_kills.count();
         kept.container

@@ -233,7 +233,16 @@ impl Task for TaskService {
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
         let service = self.clone();
         // To its end, whether or not the caller has the patience: nobody comes back for a container that is half deleted.
-        tokio::spawn(async move { delete::delete(&service, &request).await })
+        let deletion = async move {
+            let deleted = delete::delete(&service, &request).await;
+            if let (Err(error), true) = (&deleted, request.force) {
+                // The caller may not hear it.
+                let name = name_of(&request.id, &request.exec_id);
+                eprintln!("bulkhead-agent: deleting {name}: {error}");
+            }
+            deleted
+        };
+        tokio::spawn(deletion)
             .await
             .unwrap_or_else(|error| Err(failed("deleting", error)))
             .map(|()| DeleteResponse::default())
