@@ -389,45 +389,34 @@ fn containers_of_a_pod_meet_in_a_volume_of_the_hosts() {
     founder.on("delete", &["--force"]).expect(0);
 }
 
-/// As a kubelet makes them: one is a tmpfs with the pod's group, the other is on the host's disk.
+/// As a kubelet makes an `emptyDir` in memory: a tmpfs with the pod's group. What one container has left in it is there for
+/// the next, as long as the pod lives.
 #[test]
-fn a_volume_in_memory_is_the_guests_and_the_containers_of_a_pod_meet_in_it() {
+fn a_volume_in_memory_keeps_its_size_its_owner_and_what_a_container_has_left_there() {
     with_own_mounts(|| {
         let Some(founder) = pod() else { return };
-        let volumes = founder.scratch().join("volumes/kubernetes.io~empty-dir");
-        let (memory, disk) = (volumes.join("memory"), volumes.join("disk"));
+        let memory = founder.scratch().join("volumes/kubernetes.io~empty-dir/memory");
         mount_memory(&memory, "size=3m,mode=2770,gid=4321");
-        fs::create_dir_all(&disk).unwrap();
-        let bind = |config: &mut Value, options: &[&str]| {
-            for (destination, source) in [("/memory", &memory), ("/disk", &disk)] {
-                let mount = json!({ "destination": destination, "type": "bind", "source": source, "options": options });
-                push(config, "/mounts", mount);
-            }
-        };
-        let writes = "echo word >/memory/word; echo word >/disk/word; sleep 600";
-        let writer = member(&founder, "writer", writes, |config| bind(config, &["rbind"]));
-        create(&founder, &writer).expect(0);
-        founder.oci("start", &[&writer.id]).expect(0);
-        let reads = "until [ -s /disk/word ]; do sleep 0.1; done; cat /memory/word; stat -c '%a %g' /memory; \
-            df -k /memory | tail -n 1 | busybox awk '{ print $2 }'; echo no 2>/dev/null >/memory/no || echo read-only; \
-            grep -c ' /memory tmpfs ro' /proc/mounts";
-        let reader = member(&founder, "reader", reads, |config| bind(config, &["rbind", "ro"]));
-        let read = run(&founder, &reader).expect(0).stdout;
-        assert_eq!(read, "word\n2770 4321\n3072\nread-only\n1\n");
-        assert_eq!(
-            fs::read_dir(&memory).unwrap().count(),
-            0,
-            "it is the guest's memory"
-        );
-        assert_eq!(fs::read_to_string(disk.join("word")).unwrap(), "word\n");
-
-        // What is there already is the host's.
-        founder.oci("delete", &["--force", &writer.id]).expect(0);
-        fs::write(memory.join("there"), "already\n").unwrap();
-        let later = member(&founder, "later", "cat /memory/*", |config| {
-            bind(config, &["rbind"])
+        let folder = memory.join("folder");
+        let bind = |source: &Path, options: &[&str]| json!({ "destination": "/memory", "type": "bind", "source": source, "options": options });
+        let init = "echo word >/memory/word; mkdir /memory/folder; echo deeper >/memory/folder/word; \
+            dd if=/dev/zero of=/memory/large bs=64k count=64 2>/dev/null || echo full; rm /memory/large";
+        let init = member(&founder, "init", init, |config| {
+            push(config, "/mounts", bind(&memory, &["rbind"]));
         });
-        assert_eq!(run(&founder, &later).expect(0).stdout, "already\n");
+        assert_eq!(run(&founder, &init).expect(0).stdout, "full\n");
+        let main = "cat /memory/word; stat -c '%a %g' /memory; stat -f -c '%b %S' /memory; \
+            echo no 2>/dev/null >/memory/no || echo read-only";
+        let main = member(&founder, "main", main, |config| {
+            push(config, "/mounts", bind(&memory, &["rbind", "rro"]));
+        });
+        let seen = run(&founder, &main).expect(0).stdout;
+        assert_eq!(seen, "word\n2770 4321\n768 4096\nread-only\n");
+        // A kubelet's `subPath`.
+        let part = member(&founder, "part", "cat /memory/word", |config| {
+            push(config, "/mounts", bind(&folder, &["rbind"]));
+        });
+        assert_eq!(run(&founder, &part).expect(0).stdout, "deeper\n");
         founder.on("delete", &["--force"]).expect(0);
         unmount(&memory);
     });

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use container::{Bundle, Container, ContainerId, CreateOptions, Signal};
-use protocol::task::{CreateRequest, CreateResponse, SharedMemory};
+use protocol::task::{CreateRequest, CreateResponse};
 use rustix::process::Pid;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -35,9 +35,9 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
             format!("a container named {id} exists already"),
         ));
     }
-    let config = match request.shared_memory.as_slice() {
-        [] => request.config,
-        memories => share_memory(service, memories, &id, &request.config)?,
+    let config = match request.shared_memory.as_str() {
+        "" => request.config,
+        name => share_memory(service, name, &id, &request.config)?,
     };
     let bundle = Path::new(BUNDLES).join(id.as_str());
     let made = fs::create_dir_all(&bundle)
@@ -52,23 +52,14 @@ pub(super) async fn create(service: &TaskService, request: CreateRequest) -> Res
     made
 }
 
-/// The configuration with these memories, which other containers may have too.
-fn share_memory(
-    service: &TaskService,
-    memories: &[SharedMemory],
-    id: &ContainerId,
-    config: &[u8],
-) -> Result<Vec<u8>> {
+/// The configuration with the memory of this name, which other containers may have too.
+fn share_memory(service: &TaskService, name: &str, id: &ContainerId, config: &[u8]) -> Result<Vec<u8>> {
     let mut config: Value =
         serde_json::from_slice(config).map_err(|error| failed("reading the configuration", error))?;
-    let mut shared = service.shared_memories();
-    for memory in memories {
-        if let Err(error) = shared.join(memory, id.as_str(), &mut config) {
-            // The first one's failure is the thing to tell.
-            let _ = shared.leave(id.as_str());
-            return Err(failed("sharing memory", error));
-        }
-    }
+    service
+        .shared_memories()
+        .join(name, id.as_str(), &mut config)
+        .map_err(|error| failed("sharing memory", error))?;
     serde_json::to_vec(&config).map_err(|error| failed("writing the configuration", error))
 }
 

@@ -1,5 +1,5 @@
-//! Memory that several containers of a pod share, at `/dev/shm` or as a volume: a tmpfs of the guest's, which goes with the
-//! last of them.
+//! Shared memory that several containers of a pod have at `/dev/shm`: a tmpfs of the guest's, which goes with the last of
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -7,12 +7,18 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use protocol::task::SharedMemory;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
 /// Where they are mounted, each by its name.
 const MOUNT_POINTS: &str = "/run/bulkhead/memory";
+
+/// Where containers have it.
+const DESTINATION: &str = "/dev/shm";
+
+const FLAGS: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// Why a container does not have the memory it is to share.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +30,8 @@ pub(super) enum SharedMemoryError {
         name: String,
     },
     /// The configuration has no place for it.
-    #[error("mounts: there is no tmpfs on {destination} that could be shared")]
-    NoMount {
-        /// Where it would be.
-        destination: String,
-    },
+    #[error("mounts: there is no tmpfs on {DESTINATION} that could be shared")]
+    NoMount,
     /// A step failed.
     #[error("{doing} {}", .path.display())]
     Step {
@@ -55,36 +58,29 @@ pub(super) struct SharedMemories {
 
 impl SharedMemories {
     /// Has the container bind the memory of this name where its configuration has a tmpfs of its own. The first one's
-    /// size, owner and mode are those of all.
+    /// options are those of all.
     pub(super) fn join(
         &mut self,
-        memory: &SharedMemory,
+        name: &str,
         container: &str,
         config: &mut Value,
     ) -> Result<(), SharedMemoryError> {
-        let name = &memory.name;
         let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
         if !is_name {
-            return Err(SharedMemoryError::Name { name: name.clone() });
+            return Err(SharedMemoryError::Name {
+                name: name.to_owned(),
+            });
         }
-        let of_its_own =
-            private_mount(config, &memory.destination).ok_or_else(|| SharedMemoryError::NoMount {
-                destination: memory.destination.clone(),
-            })?;
-        let options = of_its_own["options"].as_array().into_iter().flatten();
-        // Those with a value are the file system's, the others those of this container's mount.
-        let (values, mut words): (Vec<&str>, Vec<&str>) = options
-            .filter_map(Value::as_str)
-            .partition(|option| option.contains('='));
+        let of_its_own = private_mount(config).ok_or(SharedMemoryError::NoMount)?;
         let path = Path::new(MOUNT_POINTS).join(name);
         if !self.users.contains_key(name) {
-            make(&path, &values)?;
+            make(&path, of_its_own)?;
         }
-        words.push("bind");
         *of_its_own = json!({
-            "destination": memory.destination, "type": "bind", "source": path, "options": words,
+            "destination": DESTINATION, "type": "bind", "source": path,
+            "options": ["bind", "nosuid", "nodev", "noexec"],
         });
-        let users = self.users.entry(name.clone()).or_default();
+        let users = self.users.entry(name.to_owned()).or_default();
         users.insert(container.to_owned());
         Ok(())
     }
@@ -108,19 +104,26 @@ impl SharedMemories {
 }
 
 /// The mount that the container would have to itself.
-fn private_mount<'a>(config: &'a mut Value, destination: &str) -> Option<&'a mut Value> {
+fn private_mount(config: &mut Value) -> Option<&mut Value> {
     let mounts = config.get_mut("mounts")?.as_array_mut()?;
     mounts
         .iter_mut()
-        .find(|mount| mount["destination"] == destination && mount["type"] == "tmpfs")
+        .find(|mount| mount["destination"] == DESTINATION && mount["type"] == "tmpfs")
 }
 
-/// Mounts a tmpfs of this size, owner and mode. What may be done with its files is each container's mount's to say.
-fn make(path: &Path, options: &[&str]) -> Result<(), SharedMemoryError> {
+/// Mounts a tmpfs with the size and mode of the one it stands for.
+fn make(path: &Path, like: &Value) -> Result<(), SharedMemoryError> {
+    let options: Vec<&str> = like["options"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter(|option| option.starts_with("size=") || option.starts_with("mode="))
+        .collect();
     fs::create_dir_all(path).map_err(step("creating", path))?;
     let mounted = CString::new(options.join(","))
         .map_err(io::Error::from)
-        .and_then(|data| Ok(mount("shm", path, "tmpfs", MountFlags::empty(), data.as_c_str())?));
+        .and_then(|data| Ok(mount("shm", path, "tmpfs", FLAGS, data.as_c_str())?));
     mounted.map_err(|source| {
         // Empty, it harms nobody; that there is no memory is the thing to tell.
         let _ = fs::remove_dir(path);
@@ -141,19 +144,11 @@ fn step<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) 
 mod tests {
     use super::*;
 
-    fn memory(destination: &str, name: &str) -> SharedMemory {
-        SharedMemory {
-            destination: destination.into(),
-            name: name.into(),
-            ..SharedMemory::default()
-        }
-    }
-
     #[test]
     fn memory_has_no_name_that_leads_elsewhere() {
         let mut config = json!({ "mounts": [{ "destination": "/dev/shm", "type": "tmpfs" }] });
         for name in ["", "..", "a/b", "/", "x"] {
-            let joined = SharedMemories::default().join(&memory("/dev/shm", name), "one", &mut config);
+            let joined = SharedMemories::default().join(name, "one", &mut config);
             assert!(matches!(joined, Err(SharedMemoryError::Name { .. })), "{name:?}");
         }
     }
@@ -165,9 +160,8 @@ mod tests {
             json!([{ "destination": "/dev/shm", "type": "bind", "source": "/x" }]),
             json!([{ "destination": "/tmp", "type": "tmpfs" }]),
         ] {
-            let mut config = json!({ "mounts": mounts });
-            let joined = SharedMemories::default().join(&memory("/dev/shm", "1-2"), "one", &mut config);
-            assert!(matches!(joined, Err(SharedMemoryError::NoMount { .. })));
+            let joined = SharedMemories::default().join("1-2", "one", &mut json!({ "mounts": mounts }));
+            assert!(matches!(joined, Err(SharedMemoryError::NoMount)));
         }
     }
 }

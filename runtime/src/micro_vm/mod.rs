@@ -195,7 +195,7 @@ impl Sandbox for MicroVm {
             config: &config,
             guest_root: None,
             shared_folder: &id,
-            shared_memory: &[],
+            shared_memory: "",
         };
         self.create_container(&new, stdio, None).await.map(drop)
     }

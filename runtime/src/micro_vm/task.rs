@@ -14,7 +14,6 @@ use protocol::task::{
     ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, StateResponse, StatsRequest, Status,
     UpdateRequest, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitRequest,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ttrpc::Code;
 use ttrpc::context::Context;
@@ -69,27 +68,8 @@ pub struct NewContainer<'a> {
     pub guest_root: Option<&'a str>,
     /// The name of its folder in what the guest sees of the host, which no container had before it.
     pub shared_folder: &'a str,
-    /// The memory that it has together with other containers of the machine.
-    pub shared_memory: &'a [SharedMemory],
-}
-
-/// Memory that a container has together with all others of its machine that name the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SharedMemory {
-    /// Where its configuration has a tmpfs, in whose place it is.
-    pub destination: String,
-    /// Its name: hexadecimal digits and hyphens.
-    pub name: String,
-}
-
-impl From<&SharedMemory> for protocol::task::SharedMemory {
-    fn from(memory: &SharedMemory) -> Self {
-        Self {
-            destination: memory.destination.clone(),
-            name: memory.name.clone(),
-            ..Self::default()
-        }
-    }
+    /// The name of the memory it has at `/dev/shm` together with other containers of the machine; empty for none.
+    pub shared_memory: &'a str,
 }
 
 /// A process that the agent has made.
@@ -146,7 +126,7 @@ impl MicroVm {
             stdout: streams.stdout,
             stderr: streams.stderr,
             leash: self.lay_leash(name, leash).await?,
-            shared_memory: new.shared_memory.iter().map(Into::into).collect(),
+            shared_memory: new.shared_memory.to_owned(),
             ..CreateRequest::default()
         };
         let action = format!("creating container {}", new.id);

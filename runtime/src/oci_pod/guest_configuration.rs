@@ -1,19 +1,24 @@
 //! A container's configuration as the engine in the guest is to have it. Paths of files are not changed here but where
 //! they are shared (`micro_vm::shared_directory`).
 
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use container::{ContainerId, NamespaceError, check_network_namespace};
+use rustix::fs::statfs;
 use serde_json::{Value, json};
 
-use super::guest_memory::become_the_guests;
 use super::membership::{attendant_of, attended_by};
 use crate::annotations::ROOT_SOURCE_ANNOTATION;
 use crate::micro_vm::pod_network::NAMESPACE;
 use crate::micro_vm::shared_directory::{has_option, is_bind};
-use crate::micro_vm::task::SharedMemory;
+
+/// TMPFS_MAGIC of linux/magic.h.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Where a container has its shared memory.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// The hooks that run on the host, by [`container`]'s engine there. The guest has no part in them.
 const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -104,8 +109,8 @@ pub enum GuestConfigurationError {
 /// What else comes of a configuration that was made to fit.
 #[derive(Debug, Default)]
 pub struct Fitted {
-    /// The memory that the container is to have with all others that are given it.
-    pub shared_memory: Vec<SharedMemory>,
+    /// The name of the memory that the container is to have at `/dev/shm` with all others that are given it.
+    pub shared_memory: Option<String>,
     /// What was left out, and why.
     pub warnings: Vec<String>,
 }
@@ -130,7 +135,7 @@ pub fn fit_for_guest(
     let mounts = config.get_mut("mounts").and_then(Value::as_array_mut);
     let mut fitted = Fitted::default();
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
-        fitted.shared_memory.extend(fit_mount(index, mount, bundle)?);
+        fit_mount(index, mount, bundle, &mut fitted.shared_memory)?;
     }
     if let Some(process) = config.get_mut("process") {
         fitted.warnings = leave_labels_out(process);
@@ -247,18 +252,18 @@ fn leave_hooks_to_the_host(config: &mut Value) -> Result<(), GuestConfigurationE
     Ok(())
 }
 
-/// Gives the memory that the mount is of, if it is.
 fn fit_mount(
     index: usize,
     mount: &mut Value,
     bundle: &Path,
-) -> Result<Option<SharedMemory>, GuestConfigurationError> {
+    shared_memory: &mut Option<String>,
+) -> Result<(), GuestConfigurationError> {
     let text = |name: &str| mount.get(name).and_then(Value::as_str);
     if text("type") == Some("overlay") && !is_bind(mount) {
         return Err(GuestConfigurationError::Overlay { index });
     }
     if !is_bind(mount) {
-        return Ok(None);
+        return Ok(());
     }
     let source = bundle.join(text("source").unwrap_or_default());
     if has_option(mount, &["idmap", "ridmap"]) {
@@ -274,7 +279,25 @@ fn fit_mount(
             path: source.display().to_string(),
         });
     }
-    Ok(become_the_guests(mount, &source))
+    if text("destination") == Some(SHARED_MEMORY)
+        && let (Ok(file_system), Ok(folder)) = (statfs(&source), fs::metadata(&source))
+        && file_system.f_type == TMPFS
+        && let Some(mount) = mount.as_object_mut()
+    {
+        // Shared memory is memory: the guest's, where a page that two processes map is one page. Containers that have the
+        // same folder on the host have the same memory there.
+        *shared_memory = Some(format!("{:x}-{:x}", folder.dev(), folder.ino()));
+        let bytes = file_system
+            .f_blocks
+            .saturating_mul(u64::try_from(file_system.f_bsize).unwrap_or(0));
+        mount.insert("type".into(), json!("tmpfs"));
+        mount.insert("source".into(), json!("shm"));
+        mount.insert(
+            "options".into(),
+            json!(["nosuid", "noexec", "nodev", "mode=1777", format!("size={bytes}")]),
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -428,5 +451,26 @@ mod tests {
             let error = fitted(config).unwrap_err().to_string();
             assert!(error.starts_with(place), "{error}");
         }
+    }
+
+    #[test]
+    fn shared_memory_is_the_guests_and_as_large_as_on_the_host() {
+        let mut config = with_namespaces(json!([{"type": "network"}]));
+        // A tmpfs on every host that runs programs.
+        config["mounts"] = json!([{"type": "bind", "destination": "/dev/shm", "source": "/dev/shm"}]);
+        let sandbox = "pod".parse().unwrap();
+        let mut fit = config.clone();
+        let name = fit_for_guest(&mut fit, Path::new("/"), Path::new("/"), &sandbox).unwrap();
+        // The same folder is the same memory, by whatever path.
+        config["mounts"][0]["source"] = json!("dev/shm/.");
+        let again = fit_for_guest(&mut config, Path::new("/"), Path::new("/"), &sandbox);
+        let (name, again) = (name.shared_memory, again.unwrap().shared_memory);
+        assert!(name.is_some() && name == again);
+        assert_eq!(fit.pointer("/mounts/0/type").unwrap(), "tmpfs");
+        let options = fit.pointer("/mounts/0/options").unwrap().to_string();
+        assert!(
+            options.contains("size=") && !options.contains("size=0"),
+            "{options}"
+        );
     }
 }

@@ -30,8 +30,6 @@ pub mod disks;
 #[cfg(feature = "microvm")]
 pub mod guest_configuration;
 #[cfg(feature = "microvm")]
-pub mod guest_memory;
-#[cfg(feature = "microvm")]
 pub mod membership;
 #[cfg(feature = "microvm")]
 pub mod new_limits;

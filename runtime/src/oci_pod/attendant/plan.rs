@@ -6,7 +6,7 @@ use container::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::micro_vm::task::{ProcessName, SharedMemory};
+use crate::micro_vm::task::ProcessName;
 use crate::sandbox::{CommandFailure, SandboxError};
 
 /// Its maker's word that the process is to be kept.
@@ -49,8 +49,8 @@ pub struct ContainerPlan {
     pub config: Value,
     /// The name of its folder in what the guest sees of the host.
     pub shared_folder: String,
-    /// The memory that it shares with other containers.
-    pub shared_memory: Vec<SharedMemory>,
+    /// The name of the memory it shares with other containers; empty for none.
+    pub shared_memory: String,
     /// The host's namespace with the pod's network; none for one with nothing in it.
     pub network: Option<PathBuf>,
 }

@@ -282,7 +282,7 @@ mod tests {
             bundle: bundle.into(),
             config,
             shared_folder: String::new(),
-            shared_memory: Vec::new(),
+            shared_memory: String::new(),
             network: None,
         }
     }

@@ -16,7 +16,6 @@ use super::new_network::NewNetwork;
 use super::{GuestError, configuration, event_loop};
 use crate::configuration::MicroVmConfiguration;
 use crate::kvm;
-use crate::micro_vm::task::SharedMemory;
 use crate::oci_cli::create::Creation;
 use crate::oci_cli::log::{Log, chain};
 use crate::oci_cli::vm_state::{self, VmState};
@@ -93,7 +92,7 @@ pub(super) fn make(
         bundle,
         config,
         fit,
-        shared_memory: fitted.shared_memory,
+        shared_memory: fitted.shared_memory.unwrap_or_default(),
         membership,
         folder: &folder,
         global,
@@ -135,7 +134,7 @@ struct Making<'a> {
     config: Value,
     /// As the guest is to have it.
     fit: Value,
-    shared_memory: Vec<SharedMemory>,
+    shared_memory: String,
     membership: Membership,
     folder: &'a Folder,
     global: &'a GlobalOptions,
