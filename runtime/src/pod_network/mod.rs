@@ -100,6 +100,15 @@ pub enum PodNetworkError {
         /// Where it leads.
         destination: String,
     },
+    /// What a pod's network takes cannot even be tried.
+    #[error("{doing} to try what a pod's network takes")]
+    Trial {
+        /// What was being done.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// An interface and its tap could not be tied together.
     #[error("{doing} for the pod's interface {interface}")]
     Step {
@@ -278,30 +287,26 @@ fn tie(
 }
 
 /// Does what carrying a pod's network takes, in a network namespace that is there for this alone, with a tap for the pod's
-/// interface.
+/// interface. The kernel loads what modules it has for that.
 ///
 /// # Errors
 /// With the step that this kernel, or whoever runs this, cannot do.
 pub fn try_out() -> Result<(), PodNetworkError> {
     const MTU: u32 = 1500;
     inside(|| {
+        let failed = |doing| move |source| PodNetworkError::Trial { doing, source };
         // SAFETY: the thread stops sharing its network alone, and ends with this.
-        let alone = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
-        alone.map_err(|errno| PodNetworkError::Namespace {
-            path: OUR_NAMESPACE.into(),
-            source: errno.into(),
-        })?;
-        let read = |source| PodNetworkError::Read {
-            what: "devices",
-            source,
-        };
-        let mut netlink = Netlink::open().map_err(read)?;
-        let (_tap, name) = tap::make(1).map_err(|source| PodNetworkError::Step {
-            doing: "making a tap by /dev/net/tun",
-            interface: "of a trial".to_owned(),
-            source,
-        })?;
-        let index = netlink.index_of(&name).map_err(read)?;
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+            .map_err(io::Error::from)
+            .map_err(failed("making a network namespace"))?;
+        let (_tap, name) = tap::make(1).map_err(failed("making a tap by /dev/net/tun"))?;
+        let mut netlink = Netlink::open()
+            .map_err(io::Error::from)
+            .map_err(failed("asking for network devices"))?;
+        let index = netlink
+            .index_of(&name)
+            .map_err(io::Error::from)
+            .map_err(failed("finding the tap"))?;
         tie(&mut netlink, &name, index, MTU, 1, None).map(drop)
     })?
 }
