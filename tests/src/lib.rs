@@ -316,9 +316,8 @@ pub fn busy_factor() -> u32 {
 /// A configuration file for a copy of ours elsewhere: the parts of a microVM are where they were built, so that templates
 /// are those that every test may clone from.
 pub fn microvm_configuration() -> String {
-    let policy = std::env::var("BULKHEAD_TEST_TEMPLATE").unwrap_or_else(|_| "auto".to_owned());
     format!(
-        "[microvm]\nvmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\ntemplate = {policy:?}\ntemplates = {:?}\n",
+        "[microvm]\nvmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\ntemplates = {:?}\n",
         binary("bulkhead-vmm"),
         guest_part("vmlinux"),
         guest_part("initramfs.cpio"),

@@ -96,18 +96,16 @@ impl Ring {
         transfers: Vec<Transfer<'_>>,
     ) -> Vec<io::Result<()>> {
         let runs = runs(&transfers);
-        let at_once: Vec<usize> = (0..)
-            .zip(&runs)
-            .filter_map(|(index, run)| backing.gains_at_once(run.direction).then_some(index))
-            .collect();
         let mut outcomes: Vec<Outcome> = runs.iter().map(|_| None).collect();
+        let (at_once, places): (Vec<&Run<'_>>, Vec<&mut Outcome>) = runs
+            .iter()
+            .zip(&mut outcomes)
+            .filter(|(run, _)| backing.gains_at_once(run.direction))
+            .unzip();
         // One is one system call either way.
         if at_once.len() > 1 {
-            let chosen: Vec<&Run<'_>> = at_once.iter().filter_map(|index| runs.get(*index)).collect();
-            for (index, outcome) in at_once.iter().zip(self.make_at_once(backing, &chosen)) {
-                if let Some(place) = outcomes.get_mut(*index) {
-                    *place = outcome;
-                }
+            for (place, outcome) in places.into_iter().zip(self.make_at_once(backing, &at_once)) {
+                *place = outcome;
             }
         }
         let mut left = transfers.into_iter();
