@@ -141,10 +141,7 @@ impl CallerChannel {
     /// The same, with descriptors, of which there are at most [`MOST_DESCRIPTORS`], where the process may have ended
     /// meanwhile: what it said last is still to be heard.
     pub(crate) fn hand_over_if_there(&self, files: &[OwnedFd]) -> Result<(), Errno> {
-        match self.hand_over(files) {
-            Err(Errno::PIPE) => Ok(()),
-            result => result,
-        }
+        unless_it_has_ended(self.hand_over(files))
     }
 
     fn hand_over(&self, files: &[OwnedFd]) -> Result<(), Errno> {
@@ -165,10 +162,7 @@ impl CallerChannel {
 
     /// The same where the process may have ended meanwhile: what it said last is still to be heard.
     pub(crate) fn let_go_on_if_there(&self) -> Result<(), Errno> {
-        match self.let_go_on() {
-            Err(Errno::PIPE) => Ok(()),
-            result => result,
-        }
+        unless_it_has_ended(self.let_go_on())
     }
 
     /// Waits for the report; none when the process died without one.
@@ -283,6 +277,14 @@ impl Report {
 
 fn number<T: FromStr>(rest: &[u8]) -> Option<T> {
     std::str::from_utf8(rest.strip_prefix(&[0])?).ok()?.parse().ok()
+}
+
+/// To send to a process that has ended is no failure of its own.
+fn unless_it_has_ended(sent: Result<(), Errno>) -> Result<(), Errno> {
+    match sent {
+        Err(Errno::PIPE) => Ok(()),
+        sent => sent,
+    }
 }
 
 #[cfg(test)]
